@@ -1,0 +1,90 @@
+"""What each component of a worker is told at its start. Built once by the launcher, then never changed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Device = Literal["cpu", "cuda"]
+DType = Literal["float32", "bfloat16", "float16"]
+CacheType = Literal["radix", "naive"]
+
+
+class Addresses(msgspec.Struct, frozen=True, kw_only=True):
+    """ZMQ endpoints of one worker: sockets in `directory`, private to the launch (mode 0700).
+
+    Each endpoint is bound by the one process that reads it, but `rank`, which rank 0 binds and rank N reads.
+    """
+
+    directory: str
+
+    @property
+    def api(self) -> str:
+        """To the API server: `FromWorkers`."""
+        return f"ipc://{self.directory}/api"
+
+    def tokenizer(self, index: int) -> str:
+        """To tokenizer worker `index`: `ToTokenizer`."""
+        return f"ipc://{self.directory}/tokenizer-{index}"
+
+    @property
+    def scheduler(self) -> str:
+        """To scheduler rank 0: `ToScheduler`."""
+        return f"ipc://{self.directory}/scheduler"
+
+    def rank(self, rank: int) -> str:
+        """From rank 0 to rank `rank`: one `Round` a step."""
+        return f"ipc://{self.directory}/rank-{rank}"
+
+    @property
+    def detokenizer(self) -> str:
+        """To the detokenizer: `StepTokens`."""
+        return f"ipc://{self.directory}/detokenizer"
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's executor."""
+
+    model_path: str
+    """A local Hugging Face directory."""
+    device: Device = "cpu"
+    dtype: DType = "float32"
+    attention: tuple[str, str] = ("torch", "torch")
+    """Backend for prefill, backend for decode."""
+    page_size: int = 16
+    num_pages: int | None = None
+    """Pages of the KV pool. None: what `memory_ratio` of the free memory holds."""
+    memory_ratio: float = 0.9
+    max_running_requests: int = 256
+    max_seq_len: int | None = None
+    """Tokens of one request, prompt and output. None: the model's limit."""
+    dummy_weight: bool = False
+    """Random weights (normal, std 0.02) instead of the checkpoint's: speed is the same, text is noise."""
+    tp_rank: int = 0
+    tp_size: int = 1
+    rendezvous: str = ""
+    """A file path that the ranks of one worker meet at; unused when `tp_size` is 1."""
+    num_threads: int = 0
+    """Threads of CPU operators. 0: torch's choice divided by `tp_size`."""
+
+
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine found that it can hold, once the model is loaded."""
+
+    num_pages: int
+    page_size: int
+    max_seq_len: int
+    """Most tokens of one request, prompt and output: the least of the model's, the option's and the pool's."""
+    max_running_requests: int
+    vocab_size: int
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's scheduler."""
+
+    cache: CacheType = "radix"
+    prefill_budget: int = 2048
+    """Tokens of one step: decodes first, prefill chunks fill the rest."""
+    overlap: bool = True
+    """Launch the next step before the last one's tokens are read."""

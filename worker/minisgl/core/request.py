@@ -1,0 +1,115 @@
+"""One request on its way through a scheduler: its tokens, where it is, and what it holds."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minisgl.core.sampling import SamplingParams
+
+
+class State(Enum):
+    """Where a request is. A retracted request waits again, with the tokens it has generated so far."""
+
+    WAITING = "waiting"
+    PREFILL = "prefill"
+    """Admitted: holds a row and pages; part of its tokens are not in the KV cache yet."""
+    DECODE = "decode"
+    """Every token but the newest is in the KV cache, or will be when the launched steps have run."""
+    FINISHED = "finished"
+
+
+LEGAL_MOVES: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.PREFILL, State.FINISHED}),
+    State.PREFILL: frozenset({State.DECODE, State.WAITING, State.FINISHED}),
+    State.DECODE: frozenset({State.WAITING, State.FINISHED}),
+    State.FINISHED: frozenset(),
+}
+
+
+class FinishReason(Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+class IllegalMove(RuntimeError):
+    """A request was asked to change to a state that its present state does not lead to."""
+
+
+class Request:
+    """A request as a scheduler sees it.
+
+    Invariant: ``0 <= computed <= len(tokens) + in_flight``, where `computed` counts the tokens whose keys and
+    values are in the cache once every launched step has run, and `in_flight` is 1 while a launched step is
+    sampling a token that the host has not read yet.
+    """
+
+    __slots__ = (
+        "arrival",
+        "bypassed",
+        "cached_tokens",
+        "computed",
+        "in_flight",
+        "max_tokens",
+        "pages",
+        "params",
+        "prefix",
+        "prompt_length",
+        "row",
+        "state",
+        "stop_ids",
+        "tokens",
+        "uid",
+    )
+
+    def __init__(
+        self,
+        *,
+        uid: int,
+        prompt: list[int],
+        params: SamplingParams,
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        arrival: int,
+    ) -> None:
+        self.uid = uid
+        self.tokens = list(prompt)
+        """Prompt, then the generated tokens that the host knows."""
+        self.prompt_length = len(prompt)
+        self.params = params
+        self.max_tokens = max_tokens
+        self.stop_ids = stop_ids
+        """A generated token among these ends the request."""
+        self.arrival = arrival
+        """Its place in the order of arrival; the newest is retracted first."""
+        self.state = State.WAITING
+        self.row = -1
+        """Its row in the request table and on the device; -1 while it waits."""
+        self.pages: list[int] = []
+        """Page i holds tokens ``[i * page_size, (i + 1) * page_size)``."""
+        self.prefix: object | None = None
+        """The prefix cache's handle on the part of `pages` that the cache owns and has locked."""
+        self.computed = 0
+        self.in_flight = 0
+        self.cached_tokens = 0
+        """Prompt tokens that the prefix cache spared, at first admission."""
+        self.bypassed = 0
+        """How many later requests were admitted while this one headed the queue and did not fit."""
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far that the host knows."""
+        return len(self.tokens) - self.prompt_length
+
+    def move(self, state: State) -> None:
+        """Enter `state`; raises `IllegalMove` when the present state does not lead there."""
+        if state not in LEGAL_MOVES[self.state]:
+            raise IllegalMove(f"request {self.uid}: {self.state.value} -> {state.value}")
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f"Request(uid={self.uid}, {self.state.value}, tokens={len(self.tokens)}, row={self.row})"

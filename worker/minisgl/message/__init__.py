@@ -1,0 +1,36 @@
+"""The typed messages between the worker's processes, and their encoding."""
+
+from minisgl.message.codec import Decoder, encode
+from minisgl.message.types import (
+    Abort,
+    FromWorkers,
+    Heartbeat,
+    NewRequest,
+    Rejected,
+    Round,
+    SchedulerReady,
+    SchedulerStats,
+    StepText,
+    StepTokens,
+    TokenizeRequest,
+    ToScheduler,
+    ToTokenizer,
+)
+
+__all__ = [
+    "Abort",
+    "Decoder",
+    "FromWorkers",
+    "Heartbeat",
+    "NewRequest",
+    "Rejected",
+    "Round",
+    "SchedulerReady",
+    "SchedulerStats",
+    "StepText",
+    "StepTokens",
+    "ToScheduler",
+    "ToTokenizer",
+    "TokenizeRequest",
+    "encode",
+]

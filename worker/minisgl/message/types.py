@@ -1,0 +1,140 @@
+"""What the processes of a worker say to each other.
+
+    API server --ToTokenizer--> tokenizer --ToScheduler--> scheduler rank 0 --Round--> the other ranks
+    API server <--FromWorkers-- detokenizer <--StepTokens-- scheduler rank 0
+
+A tokenizer may answer the API server itself (`Rejected`), and the detokenizer tells the scheduler when a stop
+string ended a request (`Abort`). Messages of one request take one path, so they cannot overtake each other.
+Frames that go out every step are in columns: element i of each list is about the same request.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from minisgl.core.config import EngineLimits
+from minisgl.core.sampling import SamplingParams
+
+
+class TokenizeRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A request as the API server accepted it. Exactly one of `messages`, `text` and `token_ids` is set."""
+
+    uid: int
+    params: SamplingParams
+    max_seq_len: int
+    """Prompt and output together may not pass this many tokens."""
+    messages: list[dict[str, Any]] | None = None
+    """A chat, for the model's template."""
+    text: str | None = None
+    token_ids: list[int] | None = None
+    vocab_size: int = 0
+    """Every id of `token_ids` must lie in ``[0, vocab_size)``."""
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Forget the request, in whatever state it is. Unknown ids are ignored."""
+
+    uid: int
+
+
+class NewRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A request ready to be scheduled: `params.max_tokens` and `params.seed` are set, and it fits the limits."""
+
+    uid: int
+    token_ids: list[int]
+    params: SamplingParams
+
+
+class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What rank 0 read before a step. Every rank handles the same rounds in the same order."""
+
+    messages: list[NewRequest | Abort]
+    stop: bool = False
+    """The last round: leave the loop."""
+
+
+class StepTokens(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """One step's output, scheduler to detokenizer.
+
+    `opened` names requests that the detokenizer has not seen, with what it must know of them, before their first
+    token. `finished` requests get no more tokens; one that was aborted may appear there alone.
+    """
+
+    uids: list[int] = []
+    tokens: list[int] = []
+    opened: list[Opened] = []
+    finished_uids: list[int] = []
+    finish_reasons: list[str] = []
+    """`minisgl.core.request.FinishReason` values. The last token of one that ended with "stop" is not text."""
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True):
+    uid: int
+    prompt_tokens: int
+    cached_tokens: int
+    stop: tuple[str, ...]
+
+
+class StepText(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
+    """One step's output, detokenizer to API server, in columns."""
+
+    uids: list[int] = []
+    texts: list[str] = []
+    """Text that became final in this step; may be empty."""
+    generated: list[int] = []
+    """Tokens generated so far."""
+    prompt_tokens: list[int] = []
+    cached_tokens: list[int] = []
+    finish_reasons: list[str] = []
+    """Empty while the request goes on."""
+
+
+class Rejected(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A tokenizer found that the request cannot be served; the scheduler never sees it."""
+
+    uid: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Heartbeat(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """`process` is ready and its loop goes round. Sent about once a second."""
+
+    process: str
+
+
+class SchedulerReady(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Rank 0 serves from now on."""
+
+    limits: EngineLimits
+    phases: dict[str, float]
+    """Seconds spent in each phase of the start."""
+
+
+class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Gauges as they are, counters since the start."""
+
+    running: int = 0
+    queued: int = 0
+    used_pages: int = 0
+    """Pages of running requests, and tree pages they have locked."""
+    cached_pages: int = 0
+    """Tree pages that nobody locks: they can be evicted."""
+    total_pages: int = 0
+    prompt_tokens: int = 0
+    """Tokens of admitted prompts."""
+    cached_tokens: int = 0
+    """Of those, the ones that the prefix cache spared."""
+    generated_tokens: int = 0
+    retractions: int = 0
+    evicted_pages: int = 0
+    aborted: int = 0
+    steps: int = 0
+
+
+ToTokenizer = TokenizeRequest | Abort
+ToScheduler = NewRequest | Abort
+FromWorkers = StepText | Rejected | Heartbeat | SchedulerReady | SchedulerStats

@@ -1,0 +1,1 @@
+"""Logging, sockets and the life of a child process."""
