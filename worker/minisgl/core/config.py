@@ -88,3 +88,27 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one step: decodes first, prefill chunks fill the rest."""
     overlap: bool = True
     """Launch the next step before the last one's tokens are read."""
+
+
+class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One tokenizer worker."""
+
+    model_path: str
+    addresses: Addresses
+    index: int = 0
+    """It reads ``addresses.tokenizer(index)``."""
+
+
+class DetokenizerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The detokenizer."""
+
+    model_path: str
+    addresses: Addresses
+
+
+class SchedulerProcessConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The process of one rank: its scheduler, its engine, and where they read and write."""
+
+    engine: EngineConfig
+    scheduler: SchedulerConfig
+    addresses: Addresses

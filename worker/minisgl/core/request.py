@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minisgl.core.sampling import SamplingParams
@@ -44,8 +44,8 @@ class Request:
     """A request as a scheduler sees it.
 
     Invariant: ``0 <= computed <= len(tokens) + in_flight``, where `computed` counts the tokens whose keys and
-    values are in the cache once every launched step has run, and `in_flight` is 1 while a launched step is
-    sampling a token that the host has not read yet.
+    values are in the cache once every launched step has run, and `in_flight` the tokens that launched steps
+    sample and the host has not read yet.
     """
 
     __slots__ = (
@@ -91,12 +91,12 @@ class Request:
         """Its row in the request table and on the device; -1 while it waits."""
         self.pages: list[int] = []
         """Page i holds tokens ``[i * page_size, (i + 1) * page_size)``."""
-        self.prefix: object | None = None
-        """The prefix cache's handle on the part of `pages` that the cache owns and has locked."""
+        self.prefix: Any = None
+        """The prefix cache's handle (`kvcache.manager.Prefix`) on the pages at the front that it owns and has locked."""
         self.computed = 0
         self.in_flight = 0
-        self.cached_tokens = 0
-        """Prompt tokens that the prefix cache spared, at first admission."""
+        self.cached_tokens: int | None = None
+        """Prompt tokens that the prefix cache spared at first admission; None before it."""
         self.bypassed = 0
         """How many later requests were admitted while this one headed the queue and did not fit."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -33,6 +34,22 @@ class ChildHeader(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     directory: str = ""
     """The launch's private directory, removed by a child that outlives the launcher."""
+
+
+def start_child(
+    module: str, header: ChildHeader, config: msgspec.Struct, *, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``python -m module``, which calls `run_child`, in a session of its own: a terminal's Ctrl-C is not for it.
+
+    The child lives no longer than the returned ``Popen.stdin`` is open.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds
+    )
+    assert process.stdin is not None
+    process.stdin.write(configuration_line(header, config))
+    process.stdin.flush()
+    return process
 
 
 def configuration_line(header: ChildHeader, config: msgspec.Struct) -> bytes:

@@ -1,0 +1,56 @@
+"""The two loops around a scheduler and its executor. Both give the same tokens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from minisgl.core.batch import Executor, PendingStep
+from minisgl.message import Round
+from minisgl.scheduler.scheduler import Scheduler, Step
+
+
+class Endpoint(Protocol):
+    """Where a loop's messages come from, and where its output goes."""
+
+    def receive(self, *, block: bool) -> Round:
+        """What arrived since the last call. With `block`, wait for something, or for about a second."""
+        ...
+
+    def send(self, scheduler: Scheduler) -> None:
+        """Pass on ``scheduler.take_output()`` and what else is due."""
+        ...
+
+
+def normal_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -> None:
+    """Schedule a step, run it, take its tokens; then the next. Returns when a `Round` says stop."""
+    while True:
+        arrived = endpoint.receive(block=not scheduler.has_work)
+        for message in arrived.messages:
+            scheduler.handle(message)
+        step = scheduler.schedule()
+        if step is not None:
+            scheduler.complete(step, executor.launch(step.batch).tokens())
+        endpoint.send(scheduler)
+        if arrived.stop:
+            return
+
+
+def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -> None:
+    """Launch a step before the tokens of the one before are read, so that the device never waits for the host.
+
+    The host's work of a step (messages, scheduling, output) hides behind the device's. The price: a request that
+    ends on a token of the last step may be in the launched one already; its extra token is dropped.
+    """
+    last: tuple[Step, PendingStep] | None = None
+    while True:
+        arrived = endpoint.receive(block=last is None and not scheduler.has_work)
+        for message in arrived.messages:
+            scheduler.handle(message)
+        step = scheduler.schedule()
+        pending = (step, executor.launch(step.batch)) if step is not None else None
+        if last is not None:
+            scheduler.complete(last[0], last[1].tokens())
+        last = pending
+        endpoint.send(scheduler)
+        if arrived.stop and last is None:
+            return

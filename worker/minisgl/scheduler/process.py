@@ -1,0 +1,58 @@
+"""The process of one rank: ``python -m minisgl.scheduler.process``, started by the launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from minisgl.core.config import SchedulerProcessConfig
+from minisgl.engine.engine import Engine
+from minisgl.models.config import ModelConfig
+from minisgl.scheduler.io import RankEndpoint, RankZeroEndpoint
+from minisgl.scheduler.loop import normal_loop, overlap_loop
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.utils.child import run_child
+
+log = logging.getLogger(__name__)
+
+
+def main(process: str, config: SchedulerProcessConfig) -> None:
+    """Build the engine, then schedule until the launcher ends the process, or rank 0 says stop."""
+    phases = {"imports": seconds_since_process_start()}
+    model = ModelConfig.load(Path(config.engine.model_path))
+    engine = Engine(config.engine, model)
+    phases |= engine.phases
+    limits = engine.limits
+    scheduler = Scheduler(config.scheduler, limits, model.eos_ids)
+    log.info(
+        "ready: %d pages of %d tokens, %d tokens a request at most; seconds: %s",
+        limits.num_pages,
+        limits.page_size,
+        limits.max_seq_len,
+        ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in phases.items()),
+    )
+    endpoint: RankZeroEndpoint | RankEndpoint
+    if config.engine.tp_rank == 0:
+        endpoint = RankZeroEndpoint(config.addresses, config.engine.tp_size, process)
+        endpoint.announce(limits, phases)
+    else:
+        endpoint = RankEndpoint(config.addresses, config.engine.tp_rank, process)
+    loop = overlap_loop if config.scheduler.overlap else normal_loop
+    loop(scheduler, engine, endpoint)
+    engine.close()
+
+
+def seconds_since_process_start() -> float:
+    """Age of this process: mostly the time that its imports took. Linux only; 0 elsewhere."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), "starttime"
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+if __name__ == "__main__":
+    run_child(SchedulerProcessConfig, main)

@@ -1,0 +1,288 @@
+"""What each step computes, and what becomes of its tokens.
+
+A scheduler depends on the messages it is given and the tokens that come back, in their order, and on nothing
+else: no clock, no address, no set. So every rank of a tensor-parallel worker forms the same batches.
+
+Steps run in launch order, each seeing the memory as the steps before left it. That is why pages and rows can be
+handed to the next request while a launched step still uses them: whatever the next owner does comes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk
+from minisgl.core.config import EngineLimits, SchedulerConfig
+from minisgl.core.request import FinishReason, Request, State
+from minisgl.kvcache.manager import CacheManager
+from minisgl.message import Abort, NewRequest, SchedulerStats, StepTokens
+from minisgl.message.types import Opened
+from minisgl.scheduler.decode import DecodeManager
+from minisgl.scheduler.prefill import PrefillManager
+from minisgl.scheduler.table import TableManager
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """A batch, and the requests that its tokens belong to, in the order of the tokens."""
+
+    batch: Batch
+    requests: list[Request]
+
+
+class Scheduler:
+    """One rank's scheduler. The caller alternates `handle`, `schedule`, launching, and `complete`."""
+
+    def __init__(self, config: SchedulerConfig, limits: EngineLimits, eos_ids: Iterable[int]) -> None:
+        self._limits = limits
+        self._eos_ids = frozenset(eos_ids)
+        self.cache = CacheManager(num_pages=limits.num_pages, page_size=limits.page_size, cache=config.cache)
+        self.table = TableManager(limits.max_running_requests)
+        self.prefill = PrefillManager(self.cache, config.prefill_budget)
+        self.decode = DecodeManager()
+        self.requests: dict[int, Request] = {}
+        """Every unfinished request by its id."""
+        self._arrivals = 0
+        self._rewrites: dict[Request, int] = {}
+        """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
+        self._output = StepTokens()
+        self._counts = dict.fromkeys(
+            ("prompt_tokens", "cached_tokens", "generated_tokens", "retractions", "aborted", "steps"), 0
+        )
+
+    # ---- messages ----
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def handle(self, message: NewRequest | Abort) -> None:
+        """Take a request into the queue, or forget one in whatever state it is."""
+        match message:
+            case NewRequest():
+                self._add(message)
+            case Abort():
+                request = self.requests.get(message.uid)
+                if request is not None:
+                    self._counts["aborted"] += 1
+                    self._finish(request, FinishReason.ABORT)
+
+    def _add(self, message: NewRequest) -> None:
+        params = message.params
+        room = self._limits.max_seq_len - len(message.token_ids)
+        max_tokens = room if params.max_tokens is None else params.max_tokens
+        request = Request(
+            uid=message.uid,
+            prompt=message.token_ids,
+            params=params,
+            max_tokens=max_tokens,
+            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+            arrival=self._arrivals,
+        )
+        self._arrivals += 1
+        self.requests[request.uid] = request
+        self.prefill.add(request)
+        if not message.token_ids or not 1 <= max_tokens <= room:
+            # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
+            self._finish(request, FinishReason.ABORT)
+
+    # ---- a step ----
+
+    def schedule(self) -> Step | None:
+        """The next step, or None when there is nothing to compute before more tokens or messages come."""
+        batch = Batch()
+        for request, first in self._rewrites.items():
+            batch.pages.append(PageWrite(request.row, first, request.pages[first:]))
+        self._rewrites = {}
+        running, retracted = self._grow_decodes(batch)
+        chunks = self._schedule_prefill(batch, len(running), may_admit=not retracted)
+        if not running and not chunks:
+            return None
+
+        for request in running:
+            request.computed += 1
+            request.in_flight += 1
+        batch.decode_rows = self.decode.rows(running)
+        batch.decode_lengths = [r.computed for r in running]
+        sampled = [request for request, chunk in chunks if chunk.sample]
+        for request in sampled:
+            self._finish_prefill(request)
+        self._counts["steps"] += 1
+        return Step(batch, running + sampled)
+
+    def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
+        """Give every decoding request a page for its next token, retracting the newest when pages run out.
+
+        Returns the requests that decode in this step, and whether any request was retracted.
+        """
+        page_size = self._limits.page_size
+        grown: dict[Request, PageWrite] = {}
+        retracted = False
+        running = self.decode.unfinished()
+        for request in running:
+            if request.computed < len(request.pages) * page_size:
+                continue
+            while request.state is State.DECODE and not self.cache.available:
+                self._retract(max(self._holders(), key=lambda r: r.arrival))
+                retracted = True
+            if request.state is State.DECODE:
+                pages = self.cache.allocate(1)
+                grown[request] = PageWrite(request.row, len(request.pages), pages)
+                request.pages += pages
+        batch.pages += [write for request, write in grown.items() if request.state is State.DECODE]
+        if retracted:
+            running = [r for r in running if r.state is State.DECODE]
+        return running, retracted
+
+    def _schedule_prefill(
+        self, batch: Batch, decodes: int, *, may_admit: bool
+    ) -> list[tuple[Request, PrefillChunk]]:
+        """Fill the rest of the step's budget with chunks of prompts: the one half read, then the queue's."""
+        budget = self.prefill.budget(decodes)
+        chunks: list[tuple[Request, PrefillChunk]] = []
+        if self.prefill.partial is not None:
+            budget -= self._append_chunk(batch, chunks, self.prefill.partial, budget)
+        if not may_admit or budget <= 0 or not self.table.free_rows:
+            return chunks
+        for request in self.prefill.admissible(len(self.requests) - len(self.prefill.waiting)):
+            self._admit(request, batch)
+            budget -= self._append_chunk(batch, chunks, request, budget)
+            if budget <= 0 or not self.table.free_rows:
+                break
+        return chunks
+
+    def _admit(self, request: Request, batch: Batch) -> None:
+        request.move(State.PREFILL)
+        self.table.assign(request)
+        # The last token is always computed: its output is what the next token is sampled from.
+        request.prefix, request.pages = self.cache.acquire(request.tokens[:-1])
+        request.computed = len(request.pages) * self._limits.page_size
+        if request.cached_tokens is None:
+            request.cached_tokens = request.computed
+            self._counts["prompt_tokens"] += request.prompt_length
+            self._counts["cached_tokens"] += request.computed
+        batch.joined.append(Join(request.row, request.params, request.generated))
+        if request.pages:
+            batch.pages.append(PageWrite(request.row, 0, list(request.pages)))
+
+    def _append_chunk(
+        self, batch: Batch, chunks: list[tuple[Request, PrefillChunk]], request: Request, budget: int
+    ) -> int:
+        """Read up to `budget` more tokens of an admitted request in this step; returns how many."""
+        held = len(request.pages)
+        length = self.prefill.take_chunk(request, budget)
+        if not length:
+            return 0
+        if len(request.pages) > held:
+            batch.pages.append(PageWrite(request.row, held, request.pages[held:]))
+        start, end = request.computed, request.computed + length
+        chunk = PrefillChunk(request.row, start, request.tokens[start:end], sample=end == len(request.tokens))
+        request.computed = end
+        batch.prefill.append(chunk)
+        chunks.append((request, chunk))
+        return length
+
+    def _finish_prefill(self, request: Request) -> None:
+        """Its last chunk is in the step: it decodes from the next step on, and others may share its prompt."""
+        request.move(State.DECODE)
+        request.in_flight += 1
+        self.decode.add(request)
+        request.prefix, changed = self.cache.commit(
+            request.prefix, request.tokens[: request.computed], request.pages
+        )
+        if changed < request.prefix.pages:
+            self._rewrites[request] = changed
+
+    def complete(self, step: Step, tokens: list[int]) -> None:
+        """Take the tokens of a step in, and end the requests that they end.
+
+        A request that was retracted while the step ran still gets its token; one that was finished does not.
+        """
+        output = self._output
+        for request, token in zip(step.requests, tokens, strict=True):
+            if request.state is State.FINISHED:
+                continue
+            if not request.generated:
+                output.opened.append(
+                    Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
+                )
+            request.in_flight -= 1
+            request.tokens.append(token)
+            output.uids.append(request.uid)
+            output.tokens.append(token)
+            self._counts["generated_tokens"] += 1
+            if token in request.stop_ids:
+                self._finish(request, FinishReason.STOP)
+            elif request.generated >= request.max_tokens:
+                self._finish(request, FinishReason.LENGTH)
+
+    def take_output(self) -> StepTokens | None:
+        """What happened since the last call, for the detokenizer; None when nothing did."""
+        output = self._output
+        if not output.uids and not output.finished_uids:
+            return None
+        self._output = StepTokens()
+        return output
+
+    # ---- requests leaving ----
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        self._leave_manager(request)
+        request.move(State.FINISHED)
+        del self.requests[request.uid]
+        self._output.finished_uids.append(request.uid)
+        self._output.finish_reasons.append(reason.value)
+
+    def _retract(self, request: Request) -> None:
+        """Take back all that a running request holds; it waits at the front, with the tokens it has."""
+        self._counts["retractions"] += 1
+        self._leave_manager(request)
+        request.move(State.WAITING)
+        self.prefill.put_back(request)
+
+    def _leave_manager(self, request: Request) -> None:
+        if request.state is State.DECODE:
+            self.decode.remove(request)
+        else:
+            self.prefill.remove(request)
+        if request.row >= 0:
+            self.cache.release(request.prefix, request.tokens[: request.computed], request.pages)
+            request.prefix, request.pages, request.computed = None, [], 0
+            self._rewrites.pop(request, None)
+            self.table.release(request)
+
+    def _holders(self) -> list[Request]:
+        """Every request that holds a row and pages."""
+        partial = self.prefill.partial
+        return [*self.decode, partial] if partial is not None else list(self.decode)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        waiting = len(self.prefill.waiting)
+        return SchedulerStats(
+            running=len(self.requests) - waiting,
+            queued=waiting,
+            used_pages=self.cache.used_pages,
+            cached_pages=self.cache.cached_pages,
+            total_pages=self.cache.num_pages,
+            evicted_pages=self.cache.evicted_pages,
+            **self._counts,
+        )
+
+    def check(self) -> None:
+        """Assert what must hold between steps: every page and every row in exactly one place."""
+        self.cache.check()
+        self.prefill.check()
+        holders = self._holders()
+        assert len(holders) + len(self.prefill.waiting) == len(self.requests)
+        rows = [r.row for r in holders]
+        assert len(set(rows)) == len(rows) == self.table.num_rows - self.table.free_rows
+        for r in holders:
+            assert r.computed <= len(r.tokens) + r.in_flight
+            assert r.computed <= len(r.pages) * self._limits.page_size
+        tree_pages = {p for r in holders for p in r.pages[: r.prefix.pages]} if holders else set()
+        own = [p for r in holders for p in r.pages[r.prefix.pages :]]
+        assert len(set(own)) == len(own), "a page belongs to two requests"
+        assert not tree_pages & set(own), "a page belongs to the tree and to a request"
+        assert self.cache.used_pages >= len(own) + len(tree_pages)
