@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Tokens = tuple[int, ...]
 
+pytestmark = pytest.mark.timeout(600)  # it runs for seconds; finding the shortest counterexample takes minutes
+
 
 @dataclass
 class Entry:

@@ -37,7 +37,6 @@ def store(manager: CacheManager, tokens: list[int]) -> list[int]:
     """Admit a request, compute all its tokens and finish it; returns the pages that it read at its end."""
     prefix, pages = begin(manager, tokens)
     manager.release(prefix, tokens, pages)
-    manager.check()
     return pages
 
 
@@ -225,6 +224,25 @@ def test_the_least_recently_used_goes_first() -> None:
         left = [number for number in (2, 3, 4, 1) if manager.lookup(tokens_of(number))[0]]
         assert oldest not in left and manager.cached_pages == len(left)
     assert manager.evicted_pages == 4
+
+
+def test_the_order_survives_thousands_of_uses() -> None:
+    rng = random.Random(3)
+    manager = radix(100)
+    order: dict[int, None] = {}  # least recently used first
+    for _ in range(3000):
+        number = int(rng.triangular(0, 150))
+        assert manager.lookup(tokens_of(number))[0] == (number in order)
+        if number not in order and len(order) == 100:
+            del order[next(iter(order))]
+        store(manager, tokens_of(number))
+        order.pop(number, None)
+        order[number] = None
+    assert manager.evicted_pages > 500
+    for number in order:
+        assert manager.lookup(tokens_of(number)) == (1, 1)
+        manager.allocate(1)
+        assert manager.lookup(tokens_of(number)) == (0, 0)
 
 
 def test_what_is_in_use_counts_as_used_until_it_is_released() -> None:

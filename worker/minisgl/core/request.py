@@ -53,8 +53,8 @@ class Request:
         "bypassed",
         "cached_tokens",
         "computed",
+        "end",
         "in_flight",
-        "max_tokens",
         "pages",
         "params",
         "prefix",
@@ -81,7 +81,8 @@ class Request:
         """Prompt, then the generated tokens that the host knows."""
         self.prompt_length = len(prompt)
         self.params = params
-        self.max_tokens = max_tokens
+        self.end = len(prompt) + max_tokens
+        """The length of `tokens` at which the request ends."""
         self.stop_ids = stop_ids
         """A generated token among these ends the request."""
         self.arrival = arrival

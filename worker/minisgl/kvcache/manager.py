@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from minisgl.kvcache.allocator import OutOfPages, PageAllocator
 from minisgl.kvcache.naive import NaiveCache
-from minisgl.kvcache.radix import RadixCache
+from minisgl.kvcache.radix import Prefix, RadixCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from minisgl.core.config import CacheType
-    from minisgl.kvcache.radix import Prefix
 
-__all__ = ["CacheManager", "OutOfPages"]
+__all__ = ["CacheManager", "OutOfPages", "Prefix"]
 
 
 class PrefixCache(Protocol):

@@ -216,7 +216,7 @@ class RadixCache:
             if child is None:
                 return
             count = len(child.pages)
-            packed = self._pack(tokens, first, min(first + count, whole))
+            packed = self._pack(tokens, first, first + count)
             if packed != child.tokens:
                 yield child, _shared_pages(packed, child.tokens, self._width)
                 return
@@ -256,7 +256,7 @@ class RadixCache:
 
 
 def _shared_pages(left: bytes, right: bytearray, width: int) -> int:
-    """Pages of `width` bytes at the beginning of both, of which the first is known to be shared."""
+    """Whole pages of `width` bytes at the beginning of both, of which the first is known to be shared."""
     low, high = 1, min(len(left), len(right)) // width
     while low < high:
         middle = (low + high + 1) // 2

@@ -128,10 +128,8 @@ class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Tokens of admitted prompts."""
     cached_tokens: int = 0
     """Of those, the ones that the prefix cache spared."""
-    generated_tokens: int = 0
     retractions: int = 0
     evicted_pages: int = 0
-    aborted: int = 0
     steps: int = 0
 
 

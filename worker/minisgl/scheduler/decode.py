@@ -28,7 +28,7 @@ class DecodeManager:
 
     def unfinished(self) -> list[Request]:
         """Those that want a further token even if none of the launched steps ends them."""
-        return [r for r in self._running if r.generated + r.in_flight < r.max_tokens]
+        return [r for r in self._running if len(r.tokens) + r.in_flight < r.end]
 
     def rows(self, requests: list[Request]) -> list[int]:
         """Their rows; the very list of the last call when nobody joined or left, so that it is uploaded once."""

@@ -47,9 +47,7 @@ class Scheduler:
         self._rewrites: dict[Request, int] = {}
         """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
         self._output = StepTokens()
-        self._counts = dict.fromkeys(
-            ("prompt_tokens", "cached_tokens", "generated_tokens", "retractions", "aborted", "steps"), 0
-        )
+        self._counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "retractions", "steps"), 0)
 
     # ---- messages ----
 
@@ -65,7 +63,6 @@ class Scheduler:
             case Abort():
                 request = self.requests.get(message.uid)
                 if request is not None:
-                    self._counts["aborted"] += 1
                     self._finish(request, FinishReason.ABORT)
 
     def _add(self, message: NewRequest) -> None:
@@ -203,18 +200,18 @@ class Scheduler:
         for request, token in zip(step.requests, tokens, strict=True):
             if request.state is State.FINISHED:
                 continue
-            if not request.generated:
+            known = request.tokens
+            if len(known) == request.prompt_length:
                 output.opened.append(
                     Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
                 )
             request.in_flight -= 1
-            request.tokens.append(token)
+            known.append(token)
             output.uids.append(request.uid)
             output.tokens.append(token)
-            self._counts["generated_tokens"] += 1
             if token in request.stop_ids:
                 self._finish(request, FinishReason.STOP)
-            elif request.generated >= request.max_tokens:
+            elif len(known) >= request.end:
                 self._finish(request, FinishReason.LENGTH)
 
     def take_output(self) -> StepTokens | None:
@@ -272,7 +269,6 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert what must hold between steps: every page and every row in exactly one place."""
-        self.cache.check()
         self.prefill.check()
         holders = self._holders()
         assert len(holders) + len(self.prefill.waiting) == len(self.requests)
@@ -281,8 +277,4 @@ class Scheduler:
         for r in holders:
             assert r.computed <= len(r.tokens) + r.in_flight
             assert r.computed <= len(r.pages) * self._limits.page_size
-        tree_pages = {p for r in holders for p in r.pages[: r.prefix.pages]} if holders else set()
-        own = [p for r in holders for p in r.pages[r.prefix.pages :]]
-        assert len(set(own)) == len(own), "a page belongs to two requests"
-        assert not tree_pages & set(own), "a page belongs to the tree and to a request"
-        assert self.cache.used_pages >= len(own) + len(tree_pages)
+        self.cache.check([page for r in holders for page in r.pages[r.prefix.pages :]])

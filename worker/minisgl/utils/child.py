@@ -6,6 +6,7 @@ launcher dies, however it dies, the pipe closes and the child leaves at once, so
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -37,18 +38,30 @@ class ChildHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start_child(
-    module: str, header: ChildHeader, config: msgspec.Struct, *, pass_fds: Sequence[int] = ()
+    module: str,
+    header: ChildHeader,
+    config: msgspec.Struct,
+    *,
+    terminal: bool = False,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -m module``, which calls `run_child`, in a session of its own: a terminal's Ctrl-C is not for it.
+    """Start ``python -m module``, which calls `run_child`, in a session of its own: Ctrl-C is not for it.
 
-    The child lives no longer than the returned ``Popen.stdin`` is open.
+    With `terminal` it keeps the terminal and its signals, and its last argument is the descriptor that it finds
+    its configuration on. The child lives no longer than the returned ``Popen.stdin`` is open.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds
-    )
+    command = [sys.executable, "-m", module]
+    if terminal:
+        read_end, write_end = os.pipe()
+        process = subprocess.Popen([*command, str(read_end)], pass_fds=(*pass_fds, read_end))
+        os.close(read_end)
+        process.stdin = open(write_end, "wb", buffering=0)  # noqa: SIM115  held open for the child's life
+    else:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds)
     assert process.stdin is not None
-    process.stdin.write(configuration_line(header, config))
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it is dead already, and its exit status says why
+        process.stdin.write(configuration_line(header, config))
+        process.stdin.flush()
     return process
 
 
@@ -57,18 +70,21 @@ def configuration_line(header: ChildHeader, config: msgspec.Struct) -> bytes:
     return msgspec.json.encode([header, config]) + b"\n"
 
 
-def run_child(kind: type[T], main: Callable[[str, T], None]) -> None:
+def run_child(kind: type[T], main: Callable[[str, T], None], source: int = 0) -> None:
     """Run ``main(name, config)`` in this process, with the configuration that the launcher wrote.
+
+    `source` is the descriptor to read it from: standard input, but for a child that talks to the terminal.
 
     A `UserError` becomes one line on standard error and exit status 2; any other exception a logged traceback
     and exit status 1.
     """
-    line = sys.stdin.buffer.readline()
+    # Without a buffer, which would keep what follows from the thread that waits for the end.
+    line = open(source, "rb", buffering=0, closefd=False).readline()  # noqa: SIM115
     if not line:
         sys.exit(1)
     header, config = msgspec.json.decode(line, type=tuple[ChildHeader, kind])  # type: ignore[valid-type]
     configure_logging(header.name, header.log_level)
-    threading.Thread(target=_leave_with_parent, args=(header.directory,), daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(source, header.directory), daemon=True).start()
     try:
         main(header.name, config)
     except UserError as error:
@@ -80,8 +96,8 @@ def run_child(kind: type[T], main: Callable[[str, T], None]) -> None:
         os._exit(1)  # not sys.exit: other threads may wait on what has just failed
 
 
-def _leave_with_parent(directory: str) -> None:
-    while os.read(sys.stdin.fileno(), 4096):
+def _leave_with_parent(source: int, directory: str) -> None:
+    while os.read(source, 4096):
         pass
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
