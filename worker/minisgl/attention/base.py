@@ -1,0 +1,73 @@
+"""What a model asks of an attention backend, and what a backend is told of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Attend(Protocol):
+    """Causal attention of one step, for the layer that calls it."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store the keys and values of the step's tokens, then attend to all that their requests have.
+
+        query [T, heads, head_dim], key and value [T, kv_heads, head_dim] -> [T, heads, head_dim]. Scores are
+        scaled by ``head_dim ** -0.5``; the layer's sliding window applies.
+        """
+        ...
+
+
+class Chunk(NamedTuple):
+    """Prompt tokens of one row, at positions ``start .. start + length - 1``."""
+
+    row: int
+    start: int
+    length: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class StepMetadata:
+    """Where the tokens of one step are: those of the decode rows first, one each, then the chunks'."""
+
+    slots: Tensor
+    """int64 [T], on the device: where each token's keys and values go."""
+    block_table: Tensor
+    """int32 [rows, pages], on the device: every row's pages, valid as far as the row has tokens."""
+    decode_rows: Tensor
+    """int64 [D], on the device. The same object as long as the rows stay the same."""
+    decode_lengths: Tensor
+    """int64 [D], on the device: tokens of each decode row, this step's included."""
+    host_lengths: list[int]
+    """`decode_lengths` as the host knows them."""
+    chunks: list[Chunk]
+
+
+Part = Callable[[int, Tensor, Tensor, Tensor, Tensor], None]
+"""(layer, query, key, value, out): attention of some tokens, written to `out` [t, heads, head_dim].
+
+Their keys and values are in the pool already; `key` and `value` are the same once more.
+"""
+
+
+class DecodeBackend(Protocol):
+    """Attention of one new token in each of many rows."""
+
+    def plan_decode(self, step: StepMetadata) -> Part:
+        """Attention of the step's decode rows, of which there is at least one."""
+        ...
+
+
+class PrefillBackend(Protocol):
+    """Attention of chunks of prompts."""
+
+    def plan_prefill(self, step: StepMetadata) -> Part:
+        """Attention of the step's chunks, of which there is at least one."""
+        ...
+
+
+class Backend(DecodeBackend, PrefillBackend, Protocol):
+    """One that can do both."""

@@ -1,0 +1,146 @@
+"""`Engine`: the executor of one rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisgl.attention.registry import create_attention
+from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
+from minisgl.core.config import EngineConfig, EngineLimits
+from minisgl.core.sampling import SamplingParams
+from minisgl.distributed import Communicator, connect
+from minisgl.engine.memory import count_pages, free_bytes
+from minisgl.engine.rows import Choice, Rows
+from minisgl.engine.sampler import greedy, sample
+from minisgl.engine.stream import Stream
+from minisgl.kvcache.pool import KVPool, page_bytes
+from minisgl.models.config import ModelConfig
+from minisgl.models.loader import load_model
+from minisgl.utils.errors import UserError
+
+
+class Engine:
+    """Runs the steps of one rank: `minisgl.core.batch.Executor`. Ready when constructed."""
+
+    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
+        """Raises `UserError` for a model, an option or a machine with which it cannot run."""
+        longest = config.max_seq_len or model.max_position
+        if longest > model.max_position:
+            raise UserError(f"a request of {longest} tokens: the model reads at most {model.max_position}")
+        if longest < 2:
+            raise UserError(f"a request of {longest} tokens holds no prompt and its answer; allowed: 2 or more")
+        self.phases: dict[str, float] = {}
+        """Seconds of each part of the start."""
+        device = torch.device("cuda", config.tp_rank) if config.device == "cuda" else torch.device("cpu")
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
+        torch.set_num_threads(threads)
+        free_before = free_bytes(device)
+        with self._phase("distributed"):
+            self._comm = connect(config.tp_rank, config.tp_size, config.rendezvous, device)
+        with self._phase("weights"):
+            self._model = load_model(
+                model, Path(config.model_path), self._comm, device=device, dtype=dtype, dummy=config.dummy_weight
+            )
+        with self._phase("kv_pool"):
+            pool = _create_pool(config, model, self._comm, device, dtype, longest, free_before)
+        self.limits = EngineLimits(
+            num_pages=pool.num_pages,
+            page_size=pool.page_size,
+            max_seq_len=min(longest, pool.num_pages * pool.page_size),
+            max_running_requests=config.max_running_requests,
+            vocab_size=model.vocab_size,
+        )
+        self._rows = Rows(
+            num_rows=config.max_running_requests,
+            max_pages=-(-self.limits.max_seq_len // pool.page_size),
+            page_size=pool.page_size,
+            device=device,
+        )
+        self._attention = create_attention(config.attention, pool, model.windows)
+        self._stream = Stream(threads)
+        with self._phase("warmup"):
+            self._warm_up()
+
+    def launch(self, batch: Batch) -> PendingStep:
+        """Start a step and return at once."""
+        return self._stream.launch(lambda: self._step(batch))
+
+    def close(self) -> None:
+        """Wait for the launched steps, and leave the other ranks."""
+        self._stream.close()
+        self._comm.close()
+
+    def _step(self, batch: Batch) -> Tensor:
+        """One step; int64 [S], as `Batch` orders the tokens."""
+        step = self._rows.begin(batch)
+        hidden = self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
+        if step.sampled is not None:
+            hidden = hidden.index_select(0, step.sampled)
+        if not hidden.shape[0]:
+            return step.rows
+        logits = self._model.logits(hidden)
+        if step.choice is Choice.GREEDY:
+            tokens = greedy(logits)
+        else:
+            tokens = sample(
+                logits,
+                self._rows.sampling.at(step.rows),
+                ranked=step.choice is Choice.RANKED,
+                largest_top_k=step.largest_top_k,
+            )
+        self._rows.commit(step.rows, tokens)
+        return tokens
+
+    def _warm_up(self) -> None:
+        """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""
+        pages = list(range(-(-2 // self.limits.page_size)))
+        prefill = Batch(
+            joined=[Join(0, SamplingParams(temperature=0.0), 0)],
+            pages=[PageWrite(0, 0, pages)],
+            prefill=[PrefillChunk(0, 0, [0], sample=True)],
+        )
+        self.launch(prefill)
+        self.launch(Batch(decode_rows=[0], decode_lengths=[2])).tokens()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.phases[name] = time.perf_counter() - start
+
+
+def _create_pool(
+    config: EngineConfig,
+    model: ModelConfig,
+    comm: Communicator,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_seq_len: int,
+    free_before: int,
+) -> KVPool:
+    """This rank's pool, of as many pages as the rank with the least memory can hold."""
+    kv_heads = max(1, model.num_kv_heads // config.tp_size)
+    size = page_bytes(model.num_layers, config.page_size, kv_heads, model.head_dim, dtype)
+    own = count_pages(config, device, page_bytes=size, max_seq_len=max_seq_len, free_before=free_before)
+    num_pages = int(comm.all_gather(torch.tensor([own], device=device)).min())
+    if num_pages * config.page_size < 2:
+        raise UserError(
+            f"a KV pool of {num_pages} pages of {config.page_size} tokens holds no prompt and its answer; "
+            "allowed: 2 tokens or more"
+        )
+    return KVPool(
+        num_layers=model.num_layers,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        kv_heads=kv_heads,
+        head_dim=model.head_dim,
+        dtype=dtype,
+        device=device,
+    )

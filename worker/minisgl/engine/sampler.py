@@ -1,0 +1,124 @@
+"""From logits to tokens, for all rows of a batch at once.
+
+Random numbers come from a counter: the n-th token of a request depends on its seed, on n and on its own logits,
+and on nothing else: neither on the rest of the batch nor on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 256
+"""Most likely tokens that are ranked at first; the rest only where their share of the probability is wanted."""
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingRows:
+    """Sampling parameters, one element a row: `SamplingParams` as tensors."""
+
+    temperature: Tensor
+    """float32, as are `top_p` and `min_p`; 0 is greedy."""
+    top_p: Tensor
+    min_p: Tensor
+    top_k: Tensor
+    """int64, as are `seed` and `generated`; 0 keeps all."""
+    seed: Tensor
+    generated: Tensor
+    """Tokens sampled so far: the random counter."""
+
+    @staticmethod
+    def zeros(num_rows: int, device: torch.device) -> SamplingRows:
+        shape = torch.zeros((3, num_rows), dtype=torch.float32, device=device)
+        counts = torch.zeros((3, num_rows), dtype=torch.int64, device=device)
+        return SamplingRows(*shape, *counts)
+
+    def at(self, rows: Tensor) -> SamplingRows:
+        """The parameters of `rows`, int64 [S]."""
+        return SamplingRows(*(getattr(self, field.name).index_select(0, rows) for field in fields(self)))
+
+    def write(self, rows: Tensor, shape: Tensor, counts: Tensor) -> None:
+        """Set those of `rows`, int64 [J].
+
+        shape [J, 3]: temperature, top-p, min-p. counts [J, 3]: top-k, seed, tokens generated.
+        """
+        for column, target in enumerate((self.temperature, self.top_p, self.min_p)):
+            target.index_copy_(0, rows, shape[:, column])
+        for column, target in enumerate((self.top_k, self.seed, self.generated)):
+            target.index_copy_(0, rows, counts[:, column])
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """logits [S, vocab] -> int64 [S]: the largest; of equal ones, any, but the same one every time."""
+    return logits.argmax(dim=-1)
+
+
+def sample(logits: Tensor, params: SamplingRows, *, ranked: bool, largest_top_k: int) -> Tensor:
+    """logits [S, vocab], params [S] -> int64 [S].
+
+    `ranked`: some row has a top-k or a top-p; `largest_top_k` is the largest of them. A token that is as likely as
+    the least likely one kept is kept too.
+    """
+    logits = logits.float()
+    best = logits.amax(dim=-1, keepdim=True)
+    # The largest logit becomes 0 before the division: a tiny temperature leads to -inf elsewhere, never to NaN.
+    temperature = params.temperature.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
+    probability = ((logits - best) / temperature).softmax(dim=-1)
+    threshold = params.min_p.unsqueeze(1) * probability.amax(dim=-1, keepdim=True)
+    if ranked:
+        threshold = threshold.maximum(_ranked_threshold(probability, params, largest_top_k))
+    cumulated = probability.masked_fill_(probability < threshold, 0).cumsum(dim=-1, dtype=torch.float64)
+    # The draw is below 1 by more than a rounding error: below the last sum, and never on a token that was dropped.
+    draw = uniform(params.seed, params.generated).unsqueeze(1) * cumulated[:, -1:]
+    drawn = torch.searchsorted(cumulated, draw, right=True).squeeze(1)
+    is_greedy = (params.temperature == 0) | (params.top_k == 1)
+    return torch.where(is_greedy, greedy(logits), drawn)
+
+
+def _ranked_threshold(probability: Tensor, params: SamplingRows, largest_top_k: int) -> Tensor:
+    """The least probability [S, 1] that top-k and then top-p keep; 0 in rows with neither."""
+    vocab = probability.shape[1]
+    top_k = torch.where(params.top_k > 0, params.top_k, vocab).unsqueeze(1)
+    top_p = params.top_p.unsqueeze(1)
+    width = min(vocab, max(CANDIDATES, largest_top_k))
+    while True:
+        values = probability.topk(width, dim=-1).values  # descending
+        ranked = values.double().masked_fill_(torch.arange(width, device=values.device) >= top_k, 0)
+        cumulated = ranked.cumsum(dim=-1)
+        total = torch.where(top_k < vocab, cumulated[:, -1:], 1.0)
+        wanted = torch.where(top_p < 1, top_p * total, torch.inf)
+        # A token is kept when those before it have not reached the wanted share.
+        kept = ((cumulated - ranked < wanted) & (ranked > 0)).sum(dim=-1, keepdim=True)
+        unranked = (top_k >= vocab) & (top_p >= 1)
+        if width == vocab or not ((kept == width) & (top_k > width) & ~unranked).any():
+            break
+        width = vocab
+    least = values.gather(1, kept.clamp_min(1) - 1)
+    return least.masked_fill_(unranked, 0)
+
+
+def uniform(seed: Tensor, counter: Tensor) -> Tensor:
+    """seed and counter int64 -> float64 in [0, 1), in steps of ``2 ** -32``.
+
+    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17), started
+    at the mixed seed and advanced `counter` times in one multiplication.
+    """
+    state = _mix(seed) + (counter + 1) * _GOLDEN
+    return (_mix(state) >> 32 & 0xFFFFFFFF).double() * 2.0**-32
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer, as are the factors below
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finalizer of SplitMix64: each bit of z changes about half of the bits of the result."""
+    z = (z ^ _shift(z, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    z = (z ^ _shift(z, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right, filling with zeros, as unsigned integers do."""
+    return z >> bits & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,56 @@
+"""Attention with its projections; the softmax and the KV cache are the backend's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minisgl.attention.base import Attend
+from minisgl.distributed import Communicator
+from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.norm import RMSNorm
+from minisgl.layers.rotary import rotate
+from minisgl.layers.weights import split_heads
+
+
+class Attention(nn.Module):
+    """x [T, hidden] -> [T, hidden].
+
+    A rank has ``heads / ranks`` query heads. It has ``kv_heads / ranks`` key-value heads or, with more ranks than
+    those, the one that its query heads share.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        qkv_bias: bool,
+        qk_norm_eps: float | None,
+        comm: Communicator,
+        dtype: torch.dtype,
+    ) -> None:
+        """`qk_norm_eps`: normalize each query and key head, with this epsilon, before the rotation."""
+        super().__init__()
+        self.layer = layer
+        self.head_dim = head_dim
+        query, key = split_heads(num_heads, head_dim, comm), split_heads(num_kv_heads, head_dim, comm)
+        self.heads, self.kv_heads = query.size // head_dim, key.size // head_dim
+        self.qkv = ColumnLinear(hidden_size, (query, key, key), bias=qkv_bias, dtype=dtype)
+        self.output = RowLinear(query, hidden_size, comm, dtype=dtype)
+        self.query_norm = RMSNorm(head_dim, qk_norm_eps, dtype=dtype) if qk_norm_eps is not None else None
+        self.key_norm = RMSNorm(head_dim, qk_norm_eps, dtype=dtype) if qk_norm_eps is not None else None
+
+    def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """`rotation`: `Rotary.at` of the tokens' positions."""
+        heads = self.qkv(x).view(len(x), -1, self.head_dim)
+        query_key, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query_key[:, : self.heads]), self.key_norm(query_key[:, self.heads :])
+            query_key = torch.cat((query, key), dim=1)
+        query_key = rotate(query_key, rotation)
+        attended = attend(self.layer, query_key[:, : self.heads], query_key[:, self.heads :], value)
+        return self.output(attended.flatten(1))  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+"""The two ends of a model, both split by the vocabulary: tokens to vectors, vectors to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisgl.distributed import Communicator
+from minisgl.layers.matmul import matmul, pack
+from minisgl.layers.weights import Piece, parameter, split
+
+
+class VocabEmbedding(nn.Module):
+    """tokens int64 [T] -> [T, hidden]. A rank looks up its own tokens; the others' rows come by all-reduce."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, comm: Communicator, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.comm = comm
+        self.span = split(vocab_size, comm)
+        self.weight = parameter(self.span.size, hidden_size, dtype=dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.comm.size == 1:
+            return F.embedding(tokens, self.weight)
+        local = tokens - self.span.start
+        elsewhere = (local < 0) | (local >= self.span.size)
+        rows = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
+        return self.comm.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0))
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        shape = (self.span.total, self.weight.shape[1])
+        yield Piece(f"{name}.weight", shape, (self.span.slice,), self.weight)
+
+
+class VocabHead(nn.Module):
+    """hidden [S, hidden] -> logits [S, vocab], the same on every rank."""
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, comm: Communicator, *, tied: bool, dtype: torch.dtype
+    ) -> None:
+        """`tied`: the weight is an embedding's, given later by `tie`."""
+        super().__init__()
+        self.comm = comm
+        self.span = split(vocab_size, comm)
+        self.widest = -(-vocab_size // comm.size)
+        self.weight = parameter(0 if tied else self.span.size, hidden_size, dtype=dtype)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits = matmul(hidden, self.weight)
+        if self.comm.size == 1:
+            return logits
+        # Ranks exchange equal widths; only the last ones are narrower, so the padding ends up at the end.
+        padded = F.pad(logits, (0, self.widest - self.span.size))
+        return self.comm.all_gather(padded, dim=1)[:, : self.span.total]
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        shape = (self.span.total, self.weight.shape[1])
+        yield Piece(f"{name}.weight", shape, (self.span.slice,), self.weight)
+
+    def tie(self, embedding: VocabEmbedding) -> None:
+        """Use the embedding's rows. Where `pack` makes a copy, the embedding keeps its own."""
+        self.weight = embedding.weight
+
+    def pack(self) -> None:
+        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)

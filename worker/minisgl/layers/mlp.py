@@ -1,0 +1,38 @@
+"""The gated feed-forward layer (Shazeer 2020, SwiGLU)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisgl.distributed import Communicator
+from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.weights import Piece, split
+
+
+class GatedMLP(nn.Module):
+    """x [T, hidden] -> ``down(silu(gate(x)) * up(x))`` [T, hidden]."""
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, comm: Communicator, *, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        span = split(intermediate_size, comm)
+        self.gate_up = ColumnLinear(hidden_size, (span, span), bias=False, dtype=dtype)
+        self.down = RowLinear(span, hidden_size, comm, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(silu_and_mul(self.gate_up(x)))  # type: ignore[no-any-return]
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        yield from self.gate_up.pieces(f"{name}.gate_proj", f"{name}.up_proj")
+        yield from self.down.pieces(f"{name}.down_proj")
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2 n] -> ``silu(first half) * second half`` [T, n]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)

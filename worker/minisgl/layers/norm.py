@@ -1,0 +1,31 @@
+"""Root mean square normalization (Zhang and Sennrich 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisgl.layers.weights import Piece, parameter
+
+
+class RMSNorm(nn.Module):
+    """x [..., size] -> ``x / sqrt(mean(x^2) + eps) * weight``, of the same shape and type."""
+
+    def __init__(self, size: int, eps: float, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = parameter(size, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Add `x` to `residual` in place, and return the sum normalized."""
+        residual += x
+        return self(residual)  # type: ignore[no-any-return]
+
+    def pieces(self, name: str) -> Iterator[Piece]:
+        yield Piece(f"{name}.weight", tuple(self.weight.shape), (), self.weight)

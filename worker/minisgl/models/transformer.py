@@ -1,0 +1,96 @@
+"""The decoder-only transformer that every family here is a variant of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minisgl.attention.base import Attend
+from minisgl.distributed import Communicator
+from minisgl.layers.attention import Attention
+from minisgl.layers.embedding import VocabEmbedding, VocabHead
+from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.mlp import GatedMLP
+from minisgl.layers.moe import MoE
+from minisgl.layers.norm import RMSNorm
+from minisgl.layers.rotary import Rotary
+from minisgl.models.config import ModelConfig
+
+
+class DecoderLayer(nn.Module):
+    """Attention and a feed-forward layer, each normalized before and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, comm: Communicator, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.attention = Attention(
+            layer,
+            hidden_size=config.hidden_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            qkv_bias=config.qkv_bias,
+            qk_norm_eps=config.rms_norm_eps if config.qk_norm else None,
+            comm=comm,
+            dtype=dtype,
+        )
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.mlp: GatedMLP | MoE
+        if config.is_sparse(layer):
+            self.mlp = MoE(
+                config.hidden_size,
+                config.moe_intermediate_size,
+                num_experts=config.num_experts,
+                experts_per_token=config.experts_per_token,
+                norm_topk_prob=config.norm_topk_prob,
+                comm=comm,
+                dtype=dtype,
+            )
+        else:
+            self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, comm, dtype=dtype)
+
+    def forward(self, x: Tensor, residual: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """x [T, hidden], what the layer before adds to the stream -> what this one adds. Adds x to `residual`."""
+        x = self.attention(self.attention_norm.add(x, residual), rotation, attend)
+        return self.mlp(self.mlp_norm.add(x, residual))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """One rank's part of a model. Its weights come from `loader.load_model`.
+
+    The KV cache belongs to `attention`, which each call is given; nothing is kept from one call to the next.
+    """
+
+    def __init__(self, config: ModelConfig, comm: Communicator, dtype: torch.dtype) -> None:
+        """Raises `ModelError` when the model cannot be split over the ranks of `comm`."""
+        super().__init__()
+        config.check_tensor_parallel(comm.size)
+        self.config = config
+        vocab_size, hidden_size = config.vocab_size, config.hidden_size
+        self.rotary = Rotary(config.rope, config.head_dim, config.max_position)
+        self.embedding = VocabEmbedding(vocab_size, hidden_size, comm, dtype=dtype)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, comm, dtype) for i in range(config.num_layers))
+        self.norm = RMSNorm(hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.head = VocabHead(vocab_size, hidden_size, comm, tied=config.tie_embeddings, dtype=dtype)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attend) -> Tensor:
+        """tokens and positions int64 [T] -> normalized hidden states [T, hidden]. Call in inference mode."""
+        rotation = self.rotary.at(positions)
+        x = self.embedding(tokens)
+        residual = torch.zeros_like(x)
+        for layer in self.layers:
+            x = layer(x, residual, rotation, attention)
+        return self.norm.add(x, residual)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [S, hidden], of the tokens whose successors are wanted -> [S, vocab], the same on every rank."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+    def prepare(self) -> None:
+        """Once, when the parameters hold the weights: bring everything into the form that runs fastest."""
+        self.rotary.to(self.embedding.weight.device)
+        if self.config.tie_embeddings:
+            self.head.tie(self.embedding)
+        for module in self.modules():
+            if isinstance(module, ColumnLinear | RowLinear | MoE | VocabHead):
+                module.pack()
