@@ -1,0 +1,32 @@
+"""``python -m minisgl``: serve a model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from minisgl.models.checkpoint import inspect, resolve
+from minisgl.server.args import parse_arguments
+from minisgl.server.launcher import launch
+from minisgl.utils.child import EXIT_USER_ERROR
+from minisgl.utils.errors import UserError
+
+
+def main() -> None:
+    """Exit status: 0 when told to end, 2 for what the user must mend, 1 when the worker died."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))  # nothing is up yet; threads of a download must not delay it
+    try:
+        options = parse_arguments(sys.argv[1:], os.environ)
+        path = resolve(options.model, options.revision)
+        model = inspect(path, skip_weights=options.engine.dummy_weight)
+        model.check_tensor_parallel(options.engine.tp_size)
+        sys.exit(launch(options.worker(path, checkpoint_dtype=model.dtype, max_position=model.max_position)))
+    except UserError as error:
+        print(f"minisgl: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

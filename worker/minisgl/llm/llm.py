@@ -1,0 +1,262 @@
+"""`LLM`: the scheduler and engine of the server, driven from one Python program instead of sockets.
+
+from minisgl.llm import LLM, SamplingParams
+
+with LLM("path/to/model") as llm:
+    for completion in llm.generate(["Hello", "1 + 1 ="], SamplingParams(max_tokens=20)):
+        print(completion.text)
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import torch
+import zmq
+
+from minisgl.core.config import (
+    Addresses,
+    CacheType,
+    Device,
+    DType,
+    EngineConfig,
+    SchedulerConfig,
+    SchedulerProcessConfig,
+)
+from minisgl.core.sampling import SamplingParams
+from minisgl.engine.engine import Engine
+from minisgl.message import Abort, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
+from minisgl.models.checkpoint import inspect, resolve
+from minisgl.scheduler.io import Broadcaster
+from minisgl.scheduler.loop import normal_loop, overlap_loop
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.tokenizer.detokenizer import Detokenizer
+from minisgl.tokenizer.prepare import prepare
+from minisgl.tokenizer.text import TextTokenizer
+from minisgl.utils.child import ChildHeader, start_child
+
+Prompt = str | list[int]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one prompt became."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Every generated token, with the one that ended the request."""
+    text: str
+    """Without the token or string that ended it."""
+    finish_reason: str
+    """``"stop"`` or ``"length"``."""
+    cached_tokens: int
+    """Prompt tokens whose keys and values were in the prefix cache."""
+
+
+class LLM:
+    """One model, loaded, with its KV cache. Not for use from several threads at once.
+
+    Raises `minisgl.utils.errors.UserError` when the model or an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        device: Device | Literal["auto"] = "auto",
+        dtype: DType | Literal["auto"] = "auto",
+        tp_size: int = 1,
+        attention: tuple[str, str] = ("torch", "torch"),
+        cache: CacheType = "radix",
+        page_size: int = 16,
+        num_pages: int | None = None,
+        memory_ratio: float = 0.9,
+        max_running_requests: int = 256,
+        max_seq_len: int | None = None,
+        prefill_budget: int = 2048,
+        overlap: bool = True,
+        dummy_weight: bool = False,
+    ) -> None:
+        path = resolve(model, revision)
+        config = inspect(path, skip_weights=dummy_weight)
+        config.check_tensor_parallel(tp_size)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else config.dtype
+        self._directory = tempfile.mkdtemp(prefix="minisgl-")
+        addresses = Addresses(directory=self._directory)
+        engine_config = EngineConfig(
+            model_path=str(path),
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            page_size=page_size,
+            num_pages=num_pages,
+            memory_ratio=memory_ratio,
+            max_running_requests=max_running_requests,
+            max_seq_len=max_seq_len,
+            dummy_weight=dummy_weight,
+            tp_size=tp_size,
+            rendezvous=f"{self._directory}/rendezvous" if tp_size > 1 else "",
+        )
+        scheduler_config = SchedulerConfig(cache=cache, prefill_budget=prefill_budget, overlap=overlap)
+        self._ranks = [
+            start_child(
+                "minisgl.scheduler.process",
+                ChildHeader(name=f"scheduler-{rank}", log_level="warning"),
+                SchedulerProcessConfig(
+                    engine=msgspec.structs.replace(engine_config, tp_rank=rank),
+                    scheduler=scheduler_config,
+                    addresses=addresses,
+                ),
+            )
+            for rank in range(1, tp_size)
+        ]
+        try:
+            self._engine = Engine(engine_config, config)
+        except BaseException:
+            self._stop_ranks()
+            raise
+        self.limits = self._engine.limits
+        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids)
+        self._loop = overlap_loop if overlap else normal_loop
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._broadcaster = Broadcaster(self._context, addresses, tp_size)
+        self._tokenizer = TextTokenizer.load(str(path))
+        self._next_uid = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete all prompts (texts, or lists of token ids) together; results in the order of the prompts.
+
+        `params` is one for all or one for each. Raises `ValueError` naming the prompt that cannot be served.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        batch: list[Any] = [prompts] if single else list(prompts)
+        return self._run([{"text": p} if isinstance(p, str) else {"token_ids": list(p)} for p in batch], params)
+
+    def chat(
+        self,
+        conversations: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Answer a conversation, or each of several: lists of ``{"role": ..., "content": ...}``."""
+        single = len(conversations) > 0 and isinstance(conversations[0], dict)
+        batch: list[Any] = [conversations] if single else list(conversations)
+        return self._run([{"messages": list(messages)} for messages in batch], params)
+
+    def _run(
+        self, prompts: list[dict[str, Any]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Completion]:
+        if params is None:
+            params = SamplingParams()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")
+        requests = []
+        for index, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            request = prepare(
+                self._tokenizer,
+                TokenizeRequest(
+                    uid=self._next_uid + index,
+                    params=one,
+                    max_seq_len=self.limits.max_seq_len,
+                    vocab_size=self.limits.vocab_size,
+                    **prompt,
+                ),
+            )
+            if isinstance(request, Rejected):
+                raise ValueError(f"prompt {index}: {request.message}")
+            requests.append(request)
+        self._next_uid += len(requests)
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer))
+        self._loop(self._scheduler, self._engine, endpoint)
+        return [endpoint.completion(request) for request in requests]
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Counters and gauges of the scheduler."""
+        return self._scheduler.stats
+
+    def close(self) -> None:
+        """Free the engine and end the other ranks."""
+        self._broadcaster.send(Round(messages=[], stop=True))
+        self._engine.close()
+        self._stop_ranks()
+        self._context.destroy(linger=0)
+
+    def _stop_ranks(self) -> None:
+        for process in self._ranks:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Endpoint:
+    """Gives the loop one batch of requests, and says stop when the last has finished."""
+
+    def __init__(self, requests: list[NewRequest], broadcaster: Broadcaster, detokenizer: Detokenizer) -> None:
+        self._arriving: list[NewRequest | Abort] = list(requests)
+        self._broadcaster = broadcaster
+        self._detokenizer = detokenizer
+        self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
+        self._texts: dict[int, list[str]] = {request.uid: [] for request in requests}
+        self._reasons: dict[int, str] = {}
+        self._cached: dict[int, int] = {}
+
+    def receive(self, *, block: bool) -> Round:
+        if block and not self._arriving:
+            return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
+        arrived = Round(messages=self._arriving)
+        self._arriving = []
+        self._broadcaster.send(arrived)
+        return arrived
+
+    def send(self, scheduler: Scheduler) -> None:
+        output = scheduler.take_output()
+        if output is None:
+            return
+        for uid, token in zip(output.uids, output.tokens, strict=True):
+            if uid not in self._reasons:
+                self._tokens[uid].append(token)
+        text, stopped = self._detokenizer.feed(output)
+        for uid, piece, cached, reason in zip(
+            text.uids, text.texts, text.cached_tokens, text.finish_reasons, strict=True
+        ):
+            self._texts[uid].append(piece)
+            self._cached[uid] = cached
+            if reason:
+                self._reasons[uid] = reason
+        self._arriving += [Abort(uid=uid) for uid in stopped]
+
+    def completion(self, request: NewRequest) -> Completion:
+        return Completion(
+            prompt_token_ids=request.token_ids,
+            token_ids=self._tokens[request.uid],
+            text="".join(self._texts[request.uid]),
+            finish_reason=self._reasons[request.uid],
+            cached_tokens=self._cached[request.uid],
+        )

@@ -1,0 +1,140 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+import minisgl
+from minisgl.server.answer import Answer
+from minisgl.server.body import read_request
+from minisgl.server.config import ServerConfig
+from minisgl.server.errors import ApiError, internal, unavailable, unknown_model
+from minisgl.server.frontend import Frontend
+from minisgl.server.metrics import CONTENT_TYPE, Metrics
+from minisgl.server.middleware import REQUEST_ID, Common
+from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
+from minisgl.server.openai_types import ChatRequest, CompletionRequest
+
+
+def create_app(config: ServerConfig, frontend: Frontend, metrics: Metrics) -> FastAPI:
+    """The ASGI application over `frontend`."""
+    app = FastAPI(
+        title="MiniSGLang", version=minisgl.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    app.add_middleware(Common, api_key=config.api_key, readiness=frontend.readiness)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_failure)
+    _add_probes(app, frontend, metrics)
+    _add_models(app, config)
+    _add_generation(app, config, frontend)
+    return app
+
+
+def _add_probes(app: FastAPI, frontend: Frontend, metrics: Metrics) -> None:
+    async def live() -> dict[str, str]:
+        """The process is up."""
+        return {"status": "live"}
+
+    async def ready() -> dict[str, str]:
+        """Every process serves, and the worker wants new requests; 503 with the reason otherwise."""
+        reason = frontend.readiness.reason()
+        if reason is not None:
+            raise unavailable(reason, code="not_ready")
+        return {"status": "ready"}
+
+    for path, probe in (("/live", live), ("/ready", ready), ("/health", ready)):
+        app.get(path, operation_id=path[1:])(probe)
+        app.head(path, include_in_schema=False)(probe)  # some load balancers ask so
+
+    @app.get("/metrics")
+    async def scrape() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+
+def _add_models(app: FastAPI, config: ServerConfig) -> None:
+    card = {
+        "id": config.served_model_name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "minisgl",
+    }
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        """The one model that is served."""
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{model:path}")
+    async def get_model(model: str) -> dict[str, Any]:
+        """The served model; 404 for any other name."""
+        _check_model(model, config)
+        return card
+
+
+def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
+    async def answer(request: Request, kind: type[ChatRequest | CompletionRequest], reply: type[Reply]) -> Answer:
+        body = await read_request(request, kind, config.max_body_size)
+        _check_model(body.model, config)
+        return Answer(
+            frontend,
+            lambda: frontend.start(request.scope[REQUEST_ID], body.prompts(), body.params(), body.user),
+            reply(config.served_model_name, include_usage=body.include_usage),
+            stream=bool(body.stream),
+        )
+
+    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a chat, whole or as server-sent events."""
+        return await answer(request, ChatRequest, ChatReply)
+
+    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Go on with one or several prompts, whole or as server-sent events."""
+        return await answer(request, CompletionRequest, CompletionReply)
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            kinds = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+            _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+            app.openapi_schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _body_schema(kind: type) -> dict[str, Any]:
+    """The bodies are read by `read_request`, whose limits and errors FastAPI's own parameters do not have."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _check_model(name: str, config: ServerConfig) -> None:
+    if name != config.served_model_name:
+        raise unknown_model(name, config.served_model_name)
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """The router's own: no such path, no such method on it."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    code = str(error.detail).lower().replace(" ", "_")
+    headers = dict(error.headers) if error.headers else None
+    return ApiError(error.status_code, message, code=code, headers=headers).response()
+
+
+async def _on_failure(_request: Request, _error: Exception) -> Response:
+    return internal().response()  # the error itself is raised on, and logged by uvicorn

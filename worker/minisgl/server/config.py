@@ -1,0 +1,59 @@
+"""What the launcher and the processes of this room are told."""
+
+from __future__ import annotations
+
+import msgspec
+
+from minisgl.core.config import Addresses, EngineConfig, SchedulerConfig
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The HTTP surface, as the user asked for it."""
+
+    served_model_name: str
+    host: str = "127.0.0.1"
+    port: int = 1919
+    """0: a free one."""
+    api_key: str | None = None
+    max_queued_requests: int = 1024
+    """Prompts accepted beyond those that the engine can run at once."""
+    max_body_size: int = 8 * 1024 * 1024
+    """Bytes of one request."""
+    drain_grace: float = 5.0
+    """Seconds after SIGTERM in which new requests are still served."""
+    drain_timeout: float = 120.0
+    """Seconds after the grace time that requests in flight may take."""
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole worker: what the launcher starts."""
+
+    engine: EngineConfig
+    """Rank 0's; the others differ in `tp_rank`."""
+    scheduler: SchedulerConfig
+    server: ServerConfig
+    num_tokenizers: int = 1
+    log_level: str = "info"
+    shell: bool = False
+    """Chat in this terminal; the worker ends with the chat."""
+
+
+class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The API server's process."""
+
+    server: ServerConfig
+    addresses: Addresses
+    listen_fd: int
+    """The listening socket, inherited from the launcher."""
+    num_tokenizers: int
+    processes: tuple[str, ...]
+    """Those whose heartbeats must be fresh."""
+
+
+class ShellConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The chat in the terminal."""
+
+    host: str
+    port: int
+    api_key: str | None
+    model: str

@@ -1,0 +1,218 @@
+"""The API server's side of the worker's sockets: requests out to tokenizers, text back from the detokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from typing import Any, NamedTuple
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from minisgl.core.config import Addresses, EngineLimits
+from minisgl.core.request import FinishReason
+from minisgl.core.sampling import SamplingParams
+from minisgl.message import (
+    Abort,
+    Decoder,
+    FromWorkers,
+    Heartbeat,
+    Rejected,
+    SchedulerReady,
+    SchedulerStats,
+    StepText,
+    TokenizeRequest,
+    encode,
+)
+from minisgl.server.errors import ApiError, internal, invalid, queue_full, unavailable
+from minisgl.server.generation import Choice, Generation
+from minisgl.server.metrics import Metrics
+from minisgl.server.readiness import Phase, Readiness
+from minisgl.utils.sockets import pull_socket, push_socket
+
+logger = logging.getLogger("minisgl.server")
+
+
+class Prompt(NamedTuple):
+    """Exactly one of the three."""
+
+    messages: list[dict[str, Any]] | None = None
+    text: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Frontend:
+    """Owns the requests in flight. Lives on one event loop."""
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        *,
+        num_tokenizers: int,
+        max_queued_requests: int,
+        readiness: Readiness,
+        metrics: Metrics,
+    ) -> None:
+        self.readiness = readiness
+        self._metrics = metrics
+        self._max_queued = max_queued_requests
+        self._context = zmq.Context()
+        self._inbox = pull_socket(zmq.asyncio.Context(self._context), addresses.api)
+        # Not asyncio sockets: without a high-water mark a send never waits, and it can stand in a `finally`.
+        self._tokenizers = [
+            push_socket(self._context, addresses.tokenizer(index)) for index in range(num_tokenizers)
+        ]
+        self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
+        self._announced = False
+        self._next_uid = 0
+        self._in_flight: dict[int, tuple[Generation, Choice]] = {}
+        self._open: set[Generation] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def start(
+        self, request_id: str, prompts: list[Prompt], params: SamplingParams, user: str | None = None
+    ) -> Generation:
+        """Send the prompts of one HTTP request on their way; a seed that is not given is drawn for each.
+
+        Every generation started must be given to `close`. Raises `ApiError`: 503 while the worker does not serve,
+        429 when the queue is full, 400 when so many prompts never fit.
+        """
+        limits = self._admit(len(prompts))
+        uids = list(range(self._next_uid, self._next_uid + len(prompts)))
+        self._next_uid += len(prompts)
+        generation = Generation(request_id, uids, user)
+        self._open.add(generation)
+        self._idle.clear()
+        for choice, prompt in zip(generation.choices, prompts, strict=True):
+            self._in_flight[choice.uid] = (generation, choice)
+            seed = secrets.randbits(63) if params.seed is None else params.seed
+            self._send(
+                TokenizeRequest(
+                    uid=choice.uid,
+                    params=msgspec.structs.replace(params, seed=seed),
+                    max_seq_len=limits.max_seq_len,
+                    vocab_size=limits.vocab_size,
+                    **prompt._asdict(),
+                )
+            )
+        return generation
+
+    def close(self, generation: Generation) -> None:
+        """The client has its answer, or will never have it: what still runs of the generation is aborted."""
+        self._open.discard(generation)
+        for choice in generation.choices:
+            if self._in_flight.pop(choice.uid, None) is not None:
+                self._send(Abort(uid=choice.uid))
+                self._metrics.aborted.inc()
+        if not self._open:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every request in flight with `error`."""
+        for generation in self._open:
+            generation.fail(error)
+
+    async def receive(self) -> None:
+        """Read what the workers send, for ever."""
+        while True:
+            self._handle(self._decode(await self._inbox.recv()))
+            await asyncio.sleep(0)  # a recv that finds a frame does not yield to the answers
+
+    def destroy(self) -> None:
+        """Close the sockets."""
+        self._inbox.close()
+        self._context.destroy(linger=0)
+
+    def _admit(self, count: int) -> EngineLimits:
+        trouble = self.readiness.trouble()
+        if self.readiness.phase is Phase.REFUSING:
+            raise unavailable("the server is shutting down and takes no new requests", code="shutting_down")
+        limits = self.readiness.limits
+        if trouble is not None or limits is None:
+            raise unavailable(f"the server is not ready: {trouble}", code="not_ready")
+        most = limits.max_running_requests + self._max_queued
+        if count > most:
+            raise invalid(f"{count} prompts in one request; at most {most} can be in flight", param="prompt")
+        if len(self._in_flight) + count > most:
+            raise queue_full(len(self._in_flight), most)
+        return limits
+
+    def _send(self, message: TokenizeRequest | Abort) -> None:
+        # All messages of a request take one tokenizer, so that an abort cannot overtake its request.
+        self._tokenizers[message.uid % len(self._tokenizers)].send(encode(message), zmq.NOBLOCK)
+
+    def _handle(self, message: FromWorkers) -> None:
+        match message:
+            case StepText():
+                self._step(message)
+            case Rejected():
+                self._reject(message)
+            case SchedulerStats():
+                self._metrics.report(message)
+            case SchedulerReady():
+                self._metrics.started(message.phases)
+                self._hear(message)
+            case Heartbeat():
+                self._hear(message)
+
+    def _hear(self, message: Heartbeat | SchedulerReady) -> None:
+        self.readiness.heard(message)
+        if not self._announced and self.readiness.trouble() is None:
+            self._announced = True
+            logger.info("ready to serve")
+
+    def _step(self, step: StepText) -> None:
+        columns = zip(
+            step.uids,
+            step.texts,
+            step.generated,
+            step.prompt_tokens,
+            step.cached_tokens,
+            step.finish_reasons,
+            strict=True,
+        )
+        for uid, text, generated, prompt_tokens, cached_tokens, finish_reason in columns:
+            if uid not in self._in_flight:
+                continue  # closed before, and its abort is on the way
+            generation, choice = self._in_flight[uid]
+            if finish_reason == FinishReason.ABORT.value:
+                del self._in_flight[uid]
+                logger.error("request %s was given up by the engine", generation.request_id)
+                generation.fail(internal())
+                continue
+            before, last = choice.generated, choice.last_token_at
+            choice.prompt_tokens = prompt_tokens
+            choice.cached_tokens = cached_tokens
+            generation.feed(choice, text, generated, finish_reason)
+            self._measure(generation, choice, new=generated - before, last=last)
+            if finish_reason:
+                del self._in_flight[uid]
+
+    def _measure(self, generation: Generation, choice: Choice, *, new: int, last: float) -> None:
+        metrics, now = self._metrics, choice.last_token_at
+        if last == 0.0:
+            metrics.first_token.observe(now - generation.arrived_at)
+            metrics.prompt_tokens.inc(choice.prompt_tokens)
+        else:
+            for _ in range(new):
+                metrics.inter_token.observe((now - last) / new)
+        metrics.generation_tokens.inc(new)
+        if choice.finish_reason:
+            metrics.end_to_end.observe(now - generation.arrived_at)
+            metrics.requests.inc()
+
+    def _reject(self, rejected: Rejected) -> None:
+        generation, _ = self._in_flight.pop(rejected.uid, (None, None))
+        if generation is None:
+            return
+        if rejected.code == "internal_error":
+            generation.fail(internal())
+        else:
+            generation.fail(invalid(rejected.message, param=rejected.param, code=rejected.code))

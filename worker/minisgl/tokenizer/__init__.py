@@ -1,0 +1,1 @@
+"""Text to tokens and back: chat templates, incremental decoding, stop strings, and their two processes."""

@@ -1,0 +1,89 @@
+"""What a tokenizer worker decides about one request: what the scheduler gets, or why the client gets an error."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from minisgl.message import NewRequest, Rejected, TokenizeRequest
+from minisgl.tokenizer.chat_template import CannotRender
+
+if TYPE_CHECKING:
+    from minisgl.tokenizer.text import TextTokenizer
+
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+
+
+def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | Rejected:
+    """Tokenize a request and check it against the limits; sets `max_tokens` and `seed` when they are open."""
+    limit = request.max_seq_len
+    field = "prompt" if request.messages is None else "messages"
+
+    def reject(message: str, *, param: str = field, code: str | None = None) -> Rejected:
+        return Rejected(uid=request.uid, message=message, param=param, code=code)
+
+    if request.token_ids is not None:
+        ids, complete = request.token_ids, True
+    else:
+        try:
+            text = request.text if request.messages is None else tokenizer.render_chat(request.messages)
+        except CannotRender as error:
+            return reject(str(error))
+        text = text or ""
+        if len(text) > limit * tokenizer.longest_token:
+            return reject(
+                f"the prompt has {len(text)} characters, and the context length is {limit} tokens "
+                f"of at most {tokenizer.longest_token} characters each",
+                code=CONTEXT_LENGTH_EXCEEDED,
+            )
+        # A template writes the special tokens itself.
+        ids, complete = _encode(tokenizer, text, limit, add_special_tokens=request.messages is None)
+
+    count = f"{len(ids)}" if complete else f"more than {len(ids)}"
+    if not ids:
+        return reject("the prompt is empty: it must have at least one token")
+    if len(ids) >= limit:
+        return reject(
+            f"the prompt has {count} tokens, which leaves no room for an answer: "
+            f"prompt and answer share a context length of {limit} tokens",
+            code=CONTEXT_LENGTH_EXCEEDED,
+        )
+    wrong = _first_outside(ids, request.vocab_size)
+    if wrong is not None:
+        return reject(f"token id {wrong} is outside the vocabulary: ids are 0 to {request.vocab_size - 1}")
+    max_tokens = limit - len(ids) if request.params.max_tokens is None else request.params.max_tokens
+    if len(ids) + max_tokens > limit:
+        return reject(
+            f"max_tokens is {max_tokens} and the prompt has {len(ids)} tokens: together {len(ids) + max_tokens}, "
+            f"but the context length is {limit} tokens",
+            param="max_tokens",
+            code=CONTEXT_LENGTH_EXCEEDED,
+        )
+    seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
+    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
+    return NewRequest(uid=request.uid, token_ids=ids, params=params)
+
+
+def _encode(
+    tokenizer: TextTokenizer, text: str, limit: int, *, add_special_tokens: bool
+) -> tuple[list[int], bool]:
+    """The tokens of `text`, True; or those of a beginning of it that is far past `limit` already, False.
+
+    So the cost of a hopeless text is bounded by the limit and not by its length. The cut can change the tokens of
+    the last word only, hence a beginning with twice the limit does not belong to a text that fits.
+    """
+    size = 8 * limit
+    while size < len(text):
+        ids = tokenizer.encode(text[:size], add_special_tokens=add_special_tokens)
+        if len(ids) > 2 * limit:
+            return ids, False
+        size *= 4
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens), True
+
+
+def _first_outside(ids: list[int], vocab_size: int) -> int | None:
+    if vocab_size and (min(ids) < 0 or max(ids) >= vocab_size):
+        return next(token for token in ids if not 0 <= token < vocab_size)
+    return None

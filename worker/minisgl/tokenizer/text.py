@@ -1,0 +1,101 @@
+"""A model's tokenizer, read from its Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from minisgl.tokenizer.chat_template import CannotRender, ChatTemplate
+from minisgl.utils.errors import UserError
+
+
+class TextTokenizer:
+    """Text to token ids and back, and chats to text."""
+
+    def __init__(self, backend: Tokenizer, template: ChatTemplate | None) -> None:
+        backend.no_truncation()  # a saved tokenizer may carry the limits of its training
+        backend.no_padding()
+        self._backend = backend
+        self._template = template
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self._size = max(vocabulary.values(), default=-1) + 1
+        self._special = frozenset(
+            token for token, added in backend.get_added_tokens_decoder().items() if added.special
+        )
+        self.longest_token = max(map(len, vocabulary), default=1)
+        """Characters of the longest token: a text of n tokens has at most n times as many."""
+
+    @classmethod
+    def load(cls, model_path: str) -> TextTokenizer:
+        """Read the tokenizer and the chat template of a local directory. Raises `UserError`."""
+        directory = Path(model_path)
+        config = _read_json(directory / "tokenizer_config.json")
+        return cls(_load_backend(directory), _load_template(directory, config))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids. `add_special_tokens` puts what the model wants around a plain text, such as a BOS token."""
+        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def render_chat(self, messages: list[dict[str, Any]]) -> str:
+        """The chat as the text to continue, special tokens included. Raises `CannotRender`."""
+        if self._template is None:
+            raise CannotRender("this model has no chat template: use completions with a prompt instead")
+        return self._template.render(messages)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of `token_ids`, without special tokens; U+FFFD stands for bytes that are not UTF-8."""
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    def is_text(self, token: int) -> bool:
+        """False for special tokens, and for ids past the vocabulary: a model's own size may be rounded up."""
+        return token < self._size and token not in self._special
+
+
+def _load_backend(directory: Path) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    try:
+        if path.is_file():
+            return Tokenizer.from_file(str(path))
+        # Only for directories in older formats: this import takes seconds.
+        from transformers import AutoTokenizer  # noqa: PLC0415
+
+        slow: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        backend: Tokenizer = slow.backend_tokenizer
+        return backend
+    except Exception as error:  # what both libraries raise has no common, narrower type
+        reason = " ".join(str(error).split())
+        what = "tokenizer.json" if path.is_file() else "no tokenizer.json, nor an older format of a tokenizer"
+        raise UserError(f"{directory}: {what}: {reason}") from None
+
+
+def _load_template(directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
+    path = directory / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several templates, each with a name
+        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+    if source is None:
+        return None
+    tokens = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
+    return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
+
+
+def _token_text(value: Any) -> str | None:
+    """A special token in `tokenizer_config.json`: its text, or an object with its text and its flags."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON object is expected")
+    return content

@@ -1,0 +1,50 @@
+"""A tokenizer worker: requests become token ids for the scheduler, or an error for the client."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+import zmq
+
+from minisgl.core.config import TokenizerConfig
+from minisgl.message import Abort, Decoder, Rejected, ToTokenizer, encode
+from minisgl.tokenizer.loop import serve
+from minisgl.tokenizer.prepare import prepare
+from minisgl.tokenizer.text import TextTokenizer
+from minisgl.utils.child import run_child
+from minisgl.utils.sockets import pull_socket, push_socket
+
+logger = logging.getLogger("minisgl.tokenizer")
+
+
+def main(name: str, config: TokenizerConfig) -> None:
+    """Serve until the process is ended."""
+    context = zmq.Context()
+    inbox = pull_socket(context, config.addresses.tokenizer(config.index))
+    api = push_socket(context, config.addresses.api)
+    scheduler = push_socket(context, config.addresses.scheduler)
+    tokenizer = TextTokenizer.load(config.model_path)
+    decode = Decoder[ToTokenizer](ToTokenizer)
+
+    def handle(frame: bytes) -> None:
+        try:
+            message = decode(frame)
+        except msgspec.DecodeError:
+            logger.exception("a frame that is no message was dropped")
+            return
+        if isinstance(message, Abort):
+            scheduler.send(frame)
+            return
+        try:
+            answer = prepare(tokenizer, message)
+        except Exception:  # one request's trouble must not end the others
+            logger.exception("request %d cannot be tokenized", message.uid)
+            answer = Rejected(uid=message.uid, message="the request cannot be tokenized", code="internal_error")
+        (api if isinstance(answer, Rejected) else scheduler).send(encode(answer))
+
+    serve(inbox, api, name, handle)
+
+
+if __name__ == "__main__":
+    run_child(TokenizerConfig, main)
