@@ -16,10 +16,14 @@ Windows = tuple[int | None, ...]
 BACKENDS: dict[str, Callable[[KVPool, Windows], Backend]] = {"torch": TorchBackend}
 
 
-def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows) -> PagedAttention:
-    """Attention with the backends `names`, for prefill and for decode. Raises `UserError` for an unknown one."""
+def check_attention(names: tuple[str, str]) -> None:
+    """Raise `UserError` unless both backends, for prefill and for decode, are there."""
     for name in names:
         if name not in BACKENDS:
             raise UserError(f"attention backend {name!r} is not available; allowed: {', '.join(BACKENDS)}")
+
+
+def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows) -> PagedAttention:
+    """Attention with the backends `names`, for prefill and for decode, which are there."""
     made = {name: BACKENDS[name](pool, windows) for name in names}
     return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]])

@@ -87,9 +87,10 @@ class TorchBackend:
     def _group(self, step: StepMetadata) -> None:
         """Sort the rows into groups; kept until the rows change, or have grown out of shape."""
         lengths = step.host_lengths
-        tokens = sum(len(g.members) * max(lengths[i] for i in g.members) for g in self._groups)
-        if step.decode_rows is self._grouped_rows and tokens <= self._grouped_tokens:
-            return
+        if step.decode_rows is self._grouped_rows:
+            tokens = sum(len(g.members) * max(lengths[i] for i in g.members) for g in self._groups)
+            if tokens <= self._grouped_tokens:
+                return
         pool = self._pool
         token_bytes = 2 * pool.kv_heads * pool.head_dim * self._dtype.itemsize
         most_tokens = max(GATHER_BYTES // token_bytes, 1)

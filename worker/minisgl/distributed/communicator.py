@@ -28,20 +28,20 @@ class Communicator:
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place. Each sum is made once, so every rank holds the same bits."""
-        if self._group is not None:
+        if self.size > 1:
             self._group.allreduce([tensor]).wait()
         return tensor
 
     def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Concatenate the ranks' tensors, all of one shape, along `dim`, in the order of the ranks."""
-        if self._group is None:
+        if self.size == 1:
             return tensor
-        parts = tensor.new_empty((self.size, *tensor.shape))
-        self._group._allgather_base(parts, tensor.contiguous()).wait()
-        return torch.cat(parts.unbind(), dim)
+        stacked = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
+        self._group._allgather_base(stacked, tensor.contiguous()).wait()
+        return torch.cat(stacked.view(self.size, *tensor.shape).unbind(), dim)
 
     def close(self) -> None:
-        """Leave the group. Further calls send nothing."""
+        """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails."""
         if self._group is not None:
             self._group.shutdown()
             self._group = None

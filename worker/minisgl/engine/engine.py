@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisgl.attention.registry import create_attention
+from minisgl.attention.registry import check_attention, create_attention
 from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
 from minisgl.core.config import EngineConfig, EngineLimits
 from minisgl.core.sampling import SamplingParams
@@ -30,6 +30,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         """Raises `UserError` for a model, an option or a machine with which it cannot run."""
+        check_attention(config.attention)
         longest = config.max_seq_len or model.max_position
         if longest > model.max_position:
             raise UserError(f"a request of {longest} tokens: the model reads at most {model.max_position}")

@@ -84,7 +84,7 @@ def _read(model: Transformer, path: Path) -> None:
 
 
 def _fill(file: Path, some: Iterable[Piece]) -> None:
-    with safe_open(file, framework="pt") as tensors:
+    with torch.inference_mode(), safe_open(file, framework="pt") as tensors:
         for piece in some:
             piece.target.copy_(tensors.get_slice(piece.name)[piece.source or ...])
 

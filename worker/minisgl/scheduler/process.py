@@ -15,7 +15,7 @@ from minisgl.scheduler.loop import normal_loop, overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.utils.child import run_child
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger("minisgl.scheduler")
 
 
 def main(process: str, config: SchedulerProcessConfig) -> None:
@@ -26,7 +26,7 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     phases |= engine.phases
     limits = engine.limits
     scheduler = Scheduler(config.scheduler, limits, model.eos_ids)
-    log.info(
+    logger.info(
         "ready: %d pages of %d tokens, %d tokens a request at most; seconds: %s",
         limits.num_pages,
         limits.page_size,

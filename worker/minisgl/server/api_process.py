@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -88,6 +89,9 @@ async def serve(config: ApiConfig) -> None:
 def main(_name: str, config: ApiConfig) -> None:
     # uvicorn warns of every malformed request: a log that strangers can fill
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # A connection is a descriptor, and the usual soft limit is fewer than the requests that may be in flight.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(config))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 
 import msgspec
 
 from minisgl.core.config import Addresses, DetokenizerConfig, SchedulerProcessConfig, TokenizerConfig
 from minisgl.server.config import ApiConfig, ServerConfig, ShellConfig, WorkerConfig
-from minisgl.server.supervisor import Supervisor
+from minisgl.server.supervisor import ORDERS, Supervisor
 from minisgl.utils.child import ChildHeader
 from minisgl.utils.errors import UserError
 from minisgl.utils.log import configure_logging
@@ -26,6 +27,8 @@ _FLUSH_SECONDS = 10.0
 def launch(config: WorkerConfig) -> int:
     """Serve until told to end, or until a process dies; return the exit status. Raises `UserError`."""
     configure_logging("launcher", config.log_level)
+    # A signal from here on waits for the supervisor, so that none ends the launch between two of its steps.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
     server = config.server
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(server))
@@ -34,6 +37,7 @@ def launch(config: WorkerConfig) -> int:
         header = ChildHeader(name="", log_level=config.log_level, directory=directory)
         drain_seconds = server.drain_grace + server.drain_timeout + _FLUSH_SECONDS
         supervisor = stack.enter_context(Supervisor(header, drain_seconds=drain_seconds))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
         start_processes(supervisor, config, Addresses(directory=directory), listener)
         listener.close()  # so that clients are refused as soon as the API server stops listening
         logger.info(
@@ -84,7 +88,10 @@ def listen(server: ServerConfig) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server((str(address[0]), server.port), family=family, backlog=2048)
+        everywhere = address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            (str(address[0]), server.port), family=family, backlog=2048, dualstack_ipv6=everywhere
+        )
     except (OSError, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(

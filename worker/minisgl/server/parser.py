@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import minisgl
 from minisgl.core.config import EngineConfig, SchedulerConfig
@@ -24,6 +24,31 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class _Group:
+    """A titled group of options. Calling it adds one, whose help ends with the default."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+        self._group = parser.add_argument_group(title)
+
+    def __call__(
+        self, name: str, convert: Callable[[str], Any], default: Any, unit: str, text: str, without: str = ""
+    ) -> None:
+        """`without` says what happens without the option, when `default` itself does not."""
+        shown = without or (f"{default:g}" if isinstance(default, float) else default)
+        described = f"{text} (default: {shown})"
+        self._group.add_argument(name, type=convert, default=default, metavar=unit, help=described)
+
+    def required(self, name: str, convert: Callable[[str], Any], unit: str, text: str) -> None:
+        self._group.add_argument(name, type=convert, required=True, metavar=unit, help=f"{text} (required)")
+
+    def choice(self, name: str, values: tuple[str, ...], default: Any, text: str, without: str = "") -> None:
+        described = f"{text} (default: {without or default})"
+        self._group.add_argument(name, choices=values, default=default, help=described)
+
+    def flag(self, name: str, text: str) -> None:
+        self._group.add_argument(name, action="store_true", help=text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minisgl",
@@ -34,159 +59,47 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minisgl {minisgl.__version__}")
 
-    model = parser.add_argument_group("model")
-    add = model.add_argument
-    add(
-        "--model",
-        required=True,
-        type=_text,
-        metavar="DIR_OR_ID",
-        help="a directory in Hugging Face format, or an id on the Hugging Face Hub, which is downloaded",
-    )
-    add("--revision", type=_text, help="branch, tag or commit of a model on the Hub (default: its main branch)")
-    add(
-        "--served-model-name",
-        type=_text,
-        metavar="NAME",
-        help="name of the model in the API (default: the id, or the directory's name)",
-    )
-    add(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="numbers of weights and activations (default: auto: float32 on a CPU, the checkpoint's on a GPU)",
-    )
-    add(
-        "--dummy-weight",
-        action="store_true",
-        help="random weights instead of the checkpoint's: same speed, meaningless text",
-    )
+    add = _Group(parser, "model")
+    add.required("--model", _text, "DIR_OR_ID", "a Hugging Face directory, or an id on the Hub to download")
+    add("--revision", _text, None, "NAME", "branch, tag or commit of a model on the Hub", "its main branch")
+    add("--served-model-name", _text, None, "NAME", "name in the API", "the id, or the directory's name")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    add.choice("--dtype", dtypes, "auto", "numbers; auto is float32 on a CPU, the checkpoint's on a GPU")
+    add.flag("--dummy-weight", "random weights instead of the checkpoint's: same speed, meaningless text")
 
-    server = parser.add_argument_group("server")
-    add = server.add_argument
-    add("--host", type=_text, default=SERVER.host, help="address to listen on (default: %(default)s)")
-    add(
-        "--port",
-        type=_integer(0, 65535),
-        help=f"port to listen on, 0 for a free one (default: {SERVER.port}; with --shell, 0)",
-    )
-    add(
-        "--api-key",
-        type=_text,
-        metavar="KEY",
-        help="what clients must send as 'Authorization: Bearer KEY' (default: no key is asked for)",
-    )
-    add(
-        "--num-tokenizer",
-        type=_integer(1, 64),
-        default=1,
-        metavar="N",
-        help="tokenizer processes (default: %(default)s)",
-    )
-    add(
-        "--max-queued-requests",
-        type=_integer(0),
-        default=SERVER.max_queued_requests,
-        metavar="N",
-        help="requests that may wait beyond those that run; more get status 429 (default: %(default)s)",
-    )
-    add(
-        "--max-body-size",
-        type=_integer(1),
-        default=SERVER.max_body_size,
-        metavar="BYTES",
-        help="largest request body; a larger one gets status 413 (default: %(default)s)",
-    )
-    add(
-        "--drain-grace",
-        type=_number(0),
-        default=SERVER.drain_grace,
-        metavar="SECONDS",
-        help="after SIGTERM, how long new requests are still served (default: %(default)g)",
-    )
-    add(
-        "--drain-timeout",
-        type=_number(0),
-        default=SERVER.drain_timeout,
-        metavar="SECONDS",
-        help="after the grace time, how long requests in flight may take (default: %(default)g)",
-    )
-    add(
-        "--log-level",
-        choices=("debug", "info", "warning", "error"),
-        help="least serious messages that are logged (default: info; with --shell, warning)",
-    )
-    add("--shell", action="store_true", help="chat with the model in this terminal; the server ends with the chat")
+    add = _Group(parser, "server")
+    add("--host", _text, SERVER.host, "ADDRESS", "address to listen on")
+    add("--port", _integer(0, 65535), None, "PORT", "port, 0 for a free one", f"{SERVER.port}; with --shell, 0")
+    add("--api-key", _text, None, "KEY", "what clients must send as 'Authorization: Bearer KEY'", "none is needed")
+    add("--num-tokenizer", _integer(1, 64), 1, "N", "tokenizer processes")
+    waiting = "requests that may wait beyond those that run; more get status 429"
+    add("--max-queued-requests", _integer(0), SERVER.max_queued_requests, "N", waiting)
+    largest = "largest request body; a larger one gets status 413"
+    add("--max-body-size", _integer(1), SERVER.max_body_size, "BYTES", largest)
+    grace = "after SIGTERM, how long new requests are still served"
+    add("--drain-grace", _number(0), SERVER.drain_grace, "SECONDS", grace)
+    timeout = "after the grace time, how long requests in flight may take"
+    add("--drain-timeout", _number(0), SERVER.drain_timeout, "SECONDS", timeout)
+    levels = ("debug", "info", "warning", "error")
+    add.choice("--log-level", levels, None, "least serious messages to log", "info; with --shell, warning")
+    add.flag("--shell", "chat with the model in this terminal; the server ends with the chat")
 
-    engine = parser.add_argument_group("engine")
-    add = engine.add_argument
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="where the model runs (default: auto: cuda if there is a GPU)",
-    )
-    add(
-        "--tp",
-        type=_integer(1, 64),
-        default=1,
-        metavar="N",
-        help="tensor parallelism: processes, and GPUs, that the model is split over (default: %(default)s)",
-    )
-    add(
-        "--attn",
-        type=_attention,
-        default=ENGINE.attention,
-        metavar="NAME[,NAME]",
-        help="attention backend, or one for prefill and one for decode; known: "
-        f"{', '.join(ATTENTION_BACKENDS)} (default: {ENGINE.attention[0]})",
-    )
-    add(
-        "--cache",
-        choices=("radix", "naive"),
-        default=SCHEDULER.cache,
-        help="prefix cache: a radix tree, or none (default: %(default)s)",
-    )
-    add(
-        "--page-size",
-        type=_integer(1, 1024),
-        default=ENGINE.page_size,
-        metavar="TOKENS",
-        help="tokens of one page of the KV pool (default: %(default)s)",
-    )
-    add(
-        "--num-pages",
-        type=_integer(1),
-        metavar="N",
-        help="pages of the KV pool (default: what --memory-ratio allows)",
-    )
-    add(
-        "--memory-ratio",
-        type=_number(0, 1, exclusive=True),
-        metavar="RATIO",
-        help="share of the free memory that model and KV pool may take, above 0 and at most 1 "
-        f"(default: {ENGINE.memory_ratio:g})",
-    )
-    add(
-        "--max-seq-len",
-        type=_integer(2),
-        metavar="TOKENS",
-        help="longest request, prompt and answer together (default: the model's limit)",
-    )
-    add(
-        "--max-running-requests",
-        type=_integer(1, 65536),
-        default=ENGINE.max_running_requests,
-        metavar="N",
-        help="requests that run at once (default: %(default)s)",
-    )
-    add(
-        "--max-prefill-length",
-        type=_integer(1),
-        default=SCHEDULER.prefill_budget,
-        metavar="TOKENS",
-        help="tokens of one step of the engine; longer prompts are read in chunks (default: %(default)s)",
-    )
+    add = _Group(parser, "engine")
+    add.choice("--device", ("auto", "cpu", "cuda"), "auto", "where the model runs; auto is cuda if there is a GPU")
+    add("--tp", _integer(1, 64), ENGINE.tp_size, "N", "tensor parallelism: ranks that the model is split over")
+    backends = f"attention backend, or one for prefill and one for decode, of {', '.join(ATTENTION_BACKENDS)}"
+    add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
+    add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
+    add("--page-size", _integer(1, 1024), ENGINE.page_size, "TOKENS", "tokens of one page of the KV pool")
+    add("--num-pages", _integer(1), None, "N", "pages of the KV pool", "what --memory-ratio allows")
+    share = "share of the free memory for model and KV pool, above 0 and at most 1"
+    add("--memory-ratio", _number(0, 1, exclusive=True), None, "RATIO", share, f"{ENGINE.memory_ratio:g}")
+    longest = "longest request, prompt and answer together"
+    add("--max-seq-len", _integer(2), None, "TOKENS", longest, "the model's limit")
+    most = ENGINE.max_running_requests
+    add("--max-running-requests", _integer(1, 65536), most, "N", "requests that run at once")
+    chunk = "tokens of one step of the engine; longer prompts are read in chunks"
+    add("--max-prefill-length", _integer(1), SCHEDULER.prefill_budget, "TOKENS", chunk)
     return parser
 
 

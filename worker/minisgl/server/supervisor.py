@@ -20,7 +20,10 @@ logger = logging.getLogger("minisgl.launcher")
 
 STOP_SECONDS = 0.5
 """How long a process may take to leave after SIGTERM, before SIGKILL."""
-_ORDERS = (signal.SIGTERM, signal.SIGINT)
+KILL_SECONDS = 5.0
+"""How long the system may take to clear away a killed process: freeing a GPU's memory takes a while."""
+ORDERS = (signal.SIGTERM, signal.SIGINT)
+"""The signals by which a worker is told to end."""
 
 
 class Supervisor:
@@ -43,7 +46,7 @@ class Supervisor:
             os.set_blocking(end, False)
         # The interpreter writes each signal's number to the pipe; the handlers themselves have nothing to do.
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        for number in (*_ORDERS, signal.SIGCHLD):
+        for number in (*ORDERS, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
 
     def __enter__(self) -> Self:
@@ -80,7 +83,7 @@ class Supervisor:
             if status is not None:
                 return status
             for number in self._signals():
-                if number not in _ORDERS or (number == signal.SIGINT and self._terminal is not None):
+                if number not in ORDERS or (number == signal.SIGINT and self._terminal is not None):
                     continue
                 if self._deadline is not None:
                     logger.warning("%s again: stopping at once", signal.Signals(number).name)
@@ -138,7 +141,8 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.kill()
-                child.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(KILL_SECONDS)
 
 
 def _signal_name(number: int) -> str:

@@ -75,8 +75,8 @@ def run_child(kind: type[T], main: Callable[[str, T], None], source: int = 0) ->
 
     `source` is the descriptor to read it from: standard input, but for a child that talks to the terminal.
 
-    A `UserError` becomes one line on standard error and exit status 2; any other exception a logged traceback
-    and exit status 1.
+    A `UserError` becomes one line on standard error, the first of a launch alone, and exit status 2; any other
+    exception a logged traceback and exit status 1.
     """
     # Without a buffer, which would keep what follows from the thread that waits for the end.
     line = open(source, "rb", buffering=0, closefd=False).readline()  # noqa: SIM115
@@ -88,12 +88,25 @@ def run_child(kind: type[T], main: Callable[[str, T], None], source: int = 0) ->
     try:
         main(header.name, config)
     except UserError as error:
-        print(f"minisgl: error: {error}", file=sys.stderr, flush=True)
+        if _is_first(header.directory):
+            print(f"minisgl: error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
     except Exception:
         logging.getLogger("minisgl").exception("%s failed", header.name)
         sys.stderr.flush()
         os._exit(1)  # not sys.exit: other threads may wait on what has just failed
+
+
+def _is_first(directory: str) -> bool:
+    """Whether no other process of the launch has met a `UserError`: they often meet the same one."""
+    if directory:
+        try:
+            os.close(os.open(os.path.join(directory, "user-error"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:  # the launch is over and its directory gone
+            pass
+    return True
 
 
 def _leave_with_parent(source: int, directory: str) -> None:

@@ -1,0 +1,157 @@
+"""64 concurrent clients get, to the letter, the greedy text that `transformers` gives one prompt at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from tokenizers import Tokenizer
+
+from support.greedy import GreedyReference, Reference
+from support.worker_process import WorkerProcess
+
+CLIENTS = 64
+TOKENS = 12
+
+SYSTEM = (
+    "You are a careful assistant in a small shop that repairs bicycles, clocks and radios. "
+    "Answer in one short sentence, and never promise a date."
+)
+SUBJECTS = ("a bicycle", "a clock", "a radio", "a lamp", "a kettle", "a piano", "a camera", "a typewriter")
+QUESTIONS = (
+    "What is {}?",
+    "How do I clean {}?",
+    "Name three parts of {}.",
+    "Who invented {}?",
+    "Why does {} break?",
+    "What does {} cost?",
+    "Say something kind about {}.",
+    "Where can I buy {}?",
+)
+
+
+def conversations() -> list[list[dict[str, str]]]:
+    """64 chats: all share the system prompt, half of them the beginning of the question."""
+    return [
+        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question.format(subject)}]
+        for question in QUESTIONS
+        for subject in SUBJECTS
+    ]
+
+
+def chat_text(messages: list[dict[str, str]]) -> str:
+    """SmolLM2's chat format, written out."""
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return f"{turns}<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def references(smollm2: Path, tokenizer: Tokenizer) -> list[Reference]:
+    model = GreedyReference(smollm2)
+    prompts = [tokenizer.encode(chat_text(m), add_special_tokens=False).ids for m in conversations()]
+    assert len({tuple(p) for p in prompts}) == CLIENTS
+    return [model.generate(prompt, TOKENS) for prompt in prompts]
+
+
+CONFIGURATIONS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "radix, overlap, pages of 16, chunks of 2048": (
+        ["--cache", "radix", "--page-size", "16", "--max-prefill-length", "2048"],
+        {},
+    ),
+    "naive, no overlap, pages of 1, chunks of 32": (
+        ["--cache", "naive", "--page-size", "1", "--max-prefill-length", "32", "--num-tokenizer", "2"],
+        {"MINISGL_DISABLE_OVERLAP_SCHEDULING": "1"},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def worker(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[WorkerProcess]:
+    options, env = CONFIGURATIONS[request.param]
+    with WorkerProcess(smollm2, *options, env=env) as process:
+        yield process.wait_ready()
+
+
+async def ask_all(
+    url: str, *, stream: bool, clients: int = CLIENTS, max_tokens: int = TOKENS
+) -> list[tuple[str, str, int]]:
+    """The first chats, all at once: text, finish reason and completion tokens of each."""
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=240)
+
+    async def ask(messages: Any) -> tuple[str, str, int]:
+        arguments: dict[str, Any] = {
+            "model": "SmolLM2-135M-Instruct",
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": max_tokens,
+        }
+        if not stream:
+            answer = await client.chat.completions.create(**arguments)
+            choice = answer.choices[0]
+            return choice.message.content or "", choice.finish_reason, answer.usage.completion_tokens
+        text, reason, tokens = "", "", 0
+        async for chunk in await client.chat.completions.create(
+            **arguments, stream=True, stream_options={"include_usage": True}
+        ):
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                reason = choice.finish_reason or reason
+            if chunk.usage is not None:
+                tokens = chunk.usage.completion_tokens
+        return text, reason, tokens
+
+    async with client:
+        return await asyncio.gather(*(ask(messages) for messages in conversations()[:clients]))
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_64_concurrent_clients(
+    worker: WorkerProcess, references: list[Reference], tokenizer: Tokenizer, *, stream: bool
+) -> None:
+    answers = asyncio.run(ask_all(worker.url, stream=stream))
+    compare(references, answers, tokenizer)
+    metrics = worker.metrics()
+    assert metrics["sglang:num_running_reqs"] == metrics["sglang:num_queue_reqs"] == 0
+    assert metrics["minisgl:used_pages"] == metrics["minisgl:retractions_total"] == 0
+
+
+def test_a_pool_too_small_for_the_load(smollm2: Path, tokenizer: Tokenizer) -> None:
+    """Every request finishes, some after a retraction, with the text that it has alone."""
+    clients, tokens = 8, 56
+    model = GreedyReference(smollm2)
+    prompts = [tokenizer.encode(chat_text(m), add_special_tokens=False).ids for m in conversations()[:clients]]
+    references = [model.generate(prompt, tokens) for prompt in prompts]
+    needed = sum(len(r.prompt) + len(r.tokens) for r in references)
+    with WorkerProcess(smollm2, "--page-size", "4", "--num-pages", "120", "--log-level", "warning") as worker:
+        assert needed > 2 * 120 * 4, "the pool holds less than half of the load"
+        worker.wait_ready()
+        answers = asyncio.run(ask_all(worker.url, stream=True, clients=clients, max_tokens=tokens))
+        compare(references, answers, tokenizer)
+        metrics = worker.metrics()
+    assert metrics["minisgl:retractions_total"] > 0
+    assert metrics["minisgl:used_pages"] == 0
+
+
+def compare(references: list[Reference], answers: list[tuple[str, str, int]], tokenizer: Tokenizer) -> None:
+    """Assert that every answer is its reference's text, or parts from it at a tie."""
+    exact = 0
+    for reference, (text, reason, tokens) in zip(references, answers, strict=True):
+        expected = tokenizer.decode(reference.tokens, skip_special_tokens=True)
+        if text == expected:
+            exact += 1
+            assert tokens == len(reference.tokens)
+            assert reason == ("stop" if reference.tokens[-1] == 2 else "length")
+        else:
+            certain = reference.certain_tokens()
+            assert len(certain) < len(reference.tokens), f"{text!r} instead of {expected!r}, and no tie"
+            assert text.startswith(tokenizer.decode(certain, skip_special_tokens=True))
+    assert exact >= len(references) * 15 // 16, "ties are rare"
