@@ -86,13 +86,14 @@ class WorkerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        children = list(self.children().values()) if self.process.poll() is None else []
+        died = self.process.poll() not in (None, 0)
+        children = [] if self.process.poll() is not None else list(self.children().values())
         self.process.kill()
         self.process.wait()
         for child in children:  # the test may have broken what ends them
             if child.is_running():
                 child.wait(5)
-        if error is not None:
+        if error is not None or died:
             print(self.log(), file=sys.stderr)
         self._log.close()
 

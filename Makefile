@@ -1,0 +1,57 @@
+# A machine needs Python 3.11 or newer, with pip and venv, and make. Everything else is installed under .venv,
+# and the small model is made under .models.
+
+PORT ?= 8000
+HOST ?= 127.0.0.1
+SMOLLM2 := .models/SmolLM2-135M-Instruct
+MODEL ?= $(SMOLLM2)
+ARGS ?=
+PYTEST_ARGS ?=
+
+# The first of these that is new enough makes the environment.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DELETE_ON_ERROR:
+.PHONY: help environment model serve test lint clean
+
+help: ## This list.
+	@echo "make serve   a worker for a small real model, from nothing (PORT=$(PORT) HOST=$(HOST) MODEL=$(MODEL) ARGS='--help')"
+	@echo "make test    every test that needs neither a GPU nor a cluster (PYTEST_ARGS='-k NAME')"
+	@echo "make lint    formatting, lint, types, the order of imports"
+	@echo "make model   only the small model, in $(SMOLLM2)"
+	@echo "make clean   remove what was installed and made"
+
+environment: $(INSTALLED)
+
+# The stamp is written last: an installation that was interrupted is taken up again.
+$(INSTALLED): pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "make: error: Python 3.11 or newer is needed; name it with PYTHON=..." >&2; exit 1; }
+	@echo "environment: installing into .venv with $$($(PYTHON) --version) (two minutes the first time)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e '.[worker,dev]'
+	@touch $@
+
+model: $(INSTALLED)
+	@$(BIN)/python examples/smollm2.py $(SMOLLM2)
+
+# The given MODEL must exist, or be an id on the Hugging Face Hub; the default one is made.
+serve: $(INSTALLED) $(if $(filter $(SMOLLM2),$(MODEL)),model)
+	@$(BIN)/python examples/when_ready.py http://$(HOST):$(PORT) & \
+		exec $(BIN)/python -m minisgl --model '$(MODEL)' --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(INSTALLED) model
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .models .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+		build dist worker/minisgl.egg-info
+	find worker tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""One benchmark program: ``python -m bench --help``."""

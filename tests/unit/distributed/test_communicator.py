@@ -1,0 +1,75 @@
+"""What ranks agree on: sums and concatenations, bit for bit."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from minisgl.distributed import Communicator, connect
+from support.ranks import run_ranks
+
+
+def _reduce_and_gather(comm: Communicator, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    generator = torch.Generator().manual_seed(comm.rank)
+    tensor = torch.randn(37, 129, generator=generator).to(dtype)
+    gathered = comm.all_gather(tensor.clone(), dim=1)
+    tensor_sum = comm.all_reduce(tensor.clone())
+    return tensor.float().numpy(), tensor_sum.float().numpy(), gathered.float().numpy()
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(2, torch.bfloat16), (4, torch.float32)])
+def test_ranks_hold_the_same_bits(size: int, dtype: torch.dtype) -> None:
+    results = run_ranks(size, _reduce_and_gather, dtype)
+    parts = [part for part, _, _ in results]
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-5
+    for _, reduced, gathered in results:
+        assert np.array_equal(reduced, results[0][1])
+        assert np.allclose(reduced, sum(parts), atol=tolerance)
+        assert np.array_equal(gathered, np.concatenate(parts, axis=1))
+
+
+def _die_or_wait(comm: Communicator) -> None:
+    comm.all_reduce(torch.ones(1))
+    if comm.rank == 1:
+        os._exit(1)
+    with pytest.raises(RuntimeError):
+        comm.all_reduce(torch.ones(1))
+
+
+def test_a_dead_rank_is_noticed_at_once() -> None:
+    with pytest.raises(RuntimeError, match="rank 1 died"):  # and rank 0 answered: it did not wait for ever
+        run_ranks(2, _die_or_wait)
+
+
+def _nothing(comm: Communicator) -> tuple[int, ...]:
+    return tuple(comm.all_gather(comm.all_reduce(torch.ones(0, 3)), dim=1).shape)
+
+
+def test_no_rows_are_no_problem() -> None:
+    assert run_ranks(2, _nothing) == [(0, 6), (0, 6)]
+
+
+def _leave_or_wait(comm: Communicator) -> None:
+    comm.all_reduce(torch.ones(1))
+    if comm.rank == 1:
+        comm.close()
+        comm.close()
+    else:
+        with pytest.raises(RuntimeError):
+            comm.all_reduce(torch.ones(1))
+
+
+def test_a_rank_that_leaves_is_noticed_at_once() -> None:
+    run_ranks(2, _leave_or_wait)
+
+
+def test_one_rank_sends_nothing(tmp_path: object) -> None:
+    comm = connect(0, 1, f"{tmp_path}/rendezvous", torch.device("cpu"))
+    tensor = torch.randn(3, 4)
+    assert comm.all_reduce(tensor) is tensor
+    assert comm.all_gather(tensor, dim=1) is tensor
+    comm.close()
+    assert not os.listdir(str(tmp_path))

@@ -1,0 +1,109 @@
+"""Weights reach their parameters, or the tensor at fault is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minisgl.distributed import Communicator
+from minisgl.layers.norm import RMSNorm
+from minisgl.models.checkpoint import inspect
+from minisgl.models.fields import ModelError
+from minisgl.models.loader import check_coverage, load_model
+from minisgl.models.mapping import pieces
+from minisgl.models.transformer import Transformer
+from support.full_attention import FullAttention
+from support.tiny_models import make_tiny_model
+
+CPU = torch.device("cpu")
+
+
+def load(path: Path, *, dummy: bool = False) -> Transformer:
+    config = inspect(path, skip_weights=dummy)
+    return load_model(config, path, Communicator(), device=CPU, dtype=torch.float32, dummy=dummy)
+
+
+def change(path: Path, name: str, tensor: Tensor | None) -> None:
+    """Replace, add or (None) remove a tensor of the checkpoint."""
+    tensors = load_file(path / "model.safetensors")
+    tensors.pop(name, None)
+    if tensor is not None:
+        tensors[name] = tensor
+    save_file(tensors, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("model.layers.1.mlp.experts.3.up_proj.weight", None, ["is missing"]),
+        ("model.norm.weight", None, ["is missing"]),
+        ("lm_head.weight", None, ["is missing"]),
+        ("model.layers.2.self_attn.k_proj.weight", torch.zeros(16, 64), ["[16, 64]", "[32, 64]"]),
+        ("model.embed_tokens.weight", torch.zeros(511, 64), ["[511, 64]", "[512, 64]"]),
+        ("model.layers.0.self_attn.q_norm.weight", torch.zeros(1, 16), ["[1, 16]", "[16]"]),
+        ("model.layers.0.self_attn.o_proj.bias", torch.zeros(64), ["unknown", "Qwen3MoeForCausalLM"]),
+    ],
+)
+def test_a_tensor_at_fault_is_named(name: str, tensor: Tensor | None, words: list[str], tmp_path: Path) -> None:
+    path = make_tiny_model("qwen3_moe", tmp_path)
+    change(path, name, tensor)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in [str(path), name, *words]), message
+
+
+def test_what_is_derived_may_be_in_the_checkpoint(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path, tie_word_embeddings=True)
+    change(path, "model.layers.0.self_attn.rotary_emb.inv_freq", torch.zeros(8))
+    change(path, "lm_head.weight", torch.zeros(512, 64))  # of no effect: the configuration ties it
+    model = load(path)
+    with torch.inference_mode():
+        logits = model.logits(model(torch.arange(4), torch.arange(4), FullAttention(model.config.windows)))
+    assert logits.std() > 0.5
+
+
+def test_a_checkpoint_of_another_type_is_converted(tmp_path: Path) -> None:
+    path = make_tiny_model("qwen2", tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path / "model.safetensors")
+    expected = tensors["model.embed_tokens.weight"].bfloat16().float()
+    assert torch.equal(load(path).embedding.weight, expected)
+
+
+def test_every_parameter_is_filled_exactly_once(tmp_path: Path) -> None:
+    config = inspect(make_tiny_model("qwen3_moe", tmp_path, mlp_only_layers=[0]))
+    model = Transformer(config, Communicator(), torch.float32)
+    whole = list(pieces(model))
+    check_coverage(whole, model)
+    for broken in (whole[1:], whole[:-1], [*whole, whole[7]]):
+        with pytest.raises(RuntimeError, match="exactly once"):
+            check_coverage(broken, model)
+
+
+def test_dummy_weights_need_no_checkpoint(tmp_path: Path) -> None:
+    path = make_tiny_model("qwen3_moe", tmp_path)
+    (path / "model.safetensors").unlink()
+    first, second = load(path, dummy=True), load(path, dummy=True)
+    with torch.inference_mode():
+        tokens = torch.arange(12)
+        outputs = [
+            model.logits(model(tokens, tokens, FullAttention(model.config.windows))) for model in (first, second)
+        ]
+    assert torch.equal(*outputs)
+    assert outputs[0].isfinite().all() and outputs[0].std() > 0
+    assert abs(first.embedding.weight.std() - 0.02) < 1e-3
+    assert all((module.weight == 1).all() for module in first.modules() if isinstance(module, RMSNorm))
+
+
+def test_a_split_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    with pytest.raises(ModelError, match=f"{config['num_attention_heads']} attention heads"):
+        load_model(inspect(path), path, Communicator(0, 3), device=CPU, dtype=torch.float32)
