@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from transformers import AutoModelForCausalLM
+import transformers
 
 TIE = 1e-3
 """Logits closer than this in float32 are a tie: either token is right."""
 
+CACHE = Path(__file__).parent.parent.parent / ".cache" / "greedy"
+"""References of earlier runs: `transformers` takes a minute for what is then compared in seconds."""
 
-@dataclass(frozen=True)
-class Reference:
+
+class Reference(msgspec.Struct, frozen=True):
     """The greedy continuation of one prompt."""
 
     prompt: list[int]
@@ -36,19 +40,45 @@ class Reference:
         return self.tokens[:first]
 
 
-class GreedyReference:
-    """A model of `transformers` in float32."""
+def greedy_references(
+    model: Path, prompts: list[list[int]], max_tokens: int, *, ignore_eos: bool = False
+) -> list[Reference]:
+    """Each prompt continued by `transformers` in float32, alone, with its KV cache.
 
-    def __init__(self, path: Path) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        self._eos = self._model.generation_config.eos_token_id
+    Kept for the same weights, versions and arguments; the weights are told by their first and last bytes.
+    """
+    weights = model / "model.safetensors"
+    with weights.open("rb") as file:
+        head = file.read(1 << 16)
+        file.seek(-(1 << 20), os.SEEK_END)
+        key = [
+            head,
+            file.read(),
+            (model / "config.json").read_bytes(),
+            torch.__version__,
+            transformers.__version__,
+        ]
+    arguments = msgspec.msgpack.encode([*key, weights.stat().st_size, prompts, max_tokens, ignore_eos])
+    kept = CACHE / f"{hashlib.sha256(arguments).hexdigest()[:32]}.json"
+    if kept.is_file():
+        return msgspec.json.decode(kept.read_bytes(), type=list[Reference])
+    references = _generate(model, prompts, max_tokens, ignore_eos=ignore_eos)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(msgspec.json.encode(references))
+    unfinished.rename(kept)
+    return references
 
-    def generate(self, prompt: list[int], max_tokens: int, *, ignore_eos: bool = False) -> Reference:
-        """Continue `prompt` by up to `max_tokens` tokens, with the KV cache of `transformers`."""
-        self._model.generation_config.eos_token_id = None if ignore_eos else self._eos
+
+def _generate(path: Path, prompts: list[list[int]], max_tokens: int, *, ignore_eos: bool) -> list[Reference]:
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    if ignore_eos:
+        model.generation_config.eos_token_id = None
+    references = []
+    for prompt in prompts:
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            out = self._model.generate(
+            out = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_tokens,
@@ -56,6 +86,7 @@ class GreedyReference:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        tokens = out.sequences[0, len(prompt) :].tolist()
         top = torch.cat(out.logits).topk(2).values
-        return Reference(prompt, tokens, (top[:, 0] - top[:, 1]).tolist())
+        tokens = out.sequences[0, len(prompt) :].tolist()
+        references.append(Reference(prompt, tokens, (top[:, 0] - top[:, 1]).tolist()))
+    return references

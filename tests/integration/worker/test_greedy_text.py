@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 from tokenizers import Tokenizer
 
-from support.greedy import GreedyReference, Reference
+from support.greedy import Reference, greedy_references
 from support.worker_process import WorkerProcess
+
+pytestmark = pytest.mark.timeout(900)  # the first run makes the references
 
 CLIENTS = 64
 TOKENS = 12
@@ -56,10 +61,9 @@ def tokenizer(smollm2: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def references(smollm2: Path, tokenizer: Tokenizer) -> list[Reference]:
-    model = GreedyReference(smollm2)
     prompts = [tokenizer.encode(chat_text(m), add_special_tokens=False).ids for m in conversations()]
     assert len({tuple(p) for p in prompts}) == CLIENTS
-    return [model.generate(prompt, TOKENS) for prompt in prompts]
+    return greedy_references(smollm2, prompts, TOKENS)
 
 
 CONFIGURATIONS: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -124,12 +128,52 @@ def test_64_concurrent_clients(
     assert metrics["minisgl:used_pages"] == metrics["minisgl:retractions_total"] == 0
 
 
+def test_50_clients_that_hang_up(worker: WorkerProcess) -> None:
+    """Some before their first token, some in the middle of the stream: nothing of them stays."""
+    aborted = worker.metrics()["minisgl:aborted_requests_total"]
+
+    async def hang_up(client: httpx.AsyncClient, index: int) -> None:
+        body = {
+            "model": "SmolLM2-135M-Instruct",
+            "messages": conversations()[index],
+            "max_tokens": 1000,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        lines = index % 5  # the first line comes with the first token
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(None if lines else 0.05 * index),
+                client.stream("POST", "/v1/chat/completions", json=body) as response,
+            ):
+                seen = 0
+                async for line in response.aiter_lines():
+                    seen += line.startswith("data:")
+                    if seen >= lines > 0:
+                        break
+
+    async def hang_up_all() -> None:
+        limits = httpx.Limits(max_connections=50)
+        async with httpx.AsyncClient(base_url=worker.url, timeout=240, limits=limits) as client:
+            await asyncio.gather(*(hang_up(client, index) for index in range(50)))
+
+    asyncio.run(hang_up_all())
+    deadline = time.monotonic() + 60
+    while True:
+        metrics = worker.metrics()
+        names = "sglang:num_running_reqs", "sglang:num_queue_reqs", "minisgl:used_pages"
+        left = {name: metrics[name] for name in names}
+        if metrics["minisgl:aborted_requests_total"] == aborted + 50 and not any(left.values()):
+            break
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 def test_a_pool_too_small_for_the_load(smollm2: Path, tokenizer: Tokenizer) -> None:
     """Every request finishes, some after a retraction, with the text that it has alone."""
     clients, tokens = 8, 56
-    model = GreedyReference(smollm2)
     prompts = [tokenizer.encode(chat_text(m), add_special_tokens=False).ids for m in conversations()[:clients]]
-    references = [model.generate(prompt, tokens) for prompt in prompts]
+    references = greedy_references(smollm2, prompts, tokens)
     needed = sum(len(r.prompt) + len(r.tokens) for r in references)
     with WorkerProcess(smollm2, "--page-size", "4", "--num-pages", "120", "--log-level", "warning") as worker:
         assert needed > 2 * 120 * 4, "the pool holds less than half of the load"

@@ -145,6 +145,11 @@ def test_too_long_prompts_say_both_numbers(client: openai.OpenAI, tokenizer: Tok
     with pytest.raises(openai.BadRequestError, match=str(LIMIT)) as caught:
         client.completions.create(model="tiny", prompt=TEXT, max_tokens=LIMIT)
     assert (caught.value.param, caught.value.code) == ("max_tokens", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError, match=f"max_completion_tokens is {LIMIT}") as caught:
+        client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": TEXT}], max_completion_tokens=LIMIT
+        )
+    assert caught.value.param == "max_completion_tokens"
 
 
 @pytest.mark.parametrize(

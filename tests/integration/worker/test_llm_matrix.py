@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minisgl.llm import LLM, SamplingParams
-from support.greedy import GreedyReference, Reference
+from support.greedy import Reference, greedy_references
 from support.tiny_models import make_tiny_model
 
 REQUESTS = 64
@@ -31,13 +31,11 @@ def references(model: Path) -> list[Reference]:
     """64 prompts: a third share 70 tokens, a third 40 of these, the rest nothing; lengths from 1 to 130."""
     draw = random.Random(5)
     shared = [draw.randrange(49152) for _ in range(70)]
-    transformers = GreedyReference(model)
-    found = []
+    prompts = []
     for index in range(REQUESTS):
         head = shared[: (70, 40, 0)[index % 3]]
-        prompt = head + [draw.randrange(49152) for _ in range(draw.randint(1, 60))]
-        found.append(transformers.generate(prompt, TOKENS, ignore_eos=True))
-    return found
+        prompts.append(head + [draw.randrange(49152) for _ in range(draw.randint(1, 60))])
+    return greedy_references(model, prompts, TOKENS, ignore_eos=True)
 
 
 def generate(llm: LLM, references: list[Reference]) -> None:
@@ -92,8 +90,7 @@ def test_every_combination_gives_the_same_tokens(
 def test_a_pool_too_small_for_the_load_gives_the_same_tokens(
     model: Path, references: list[Reference], *, overlap: bool
 ) -> None:
-    transformers = GreedyReference(model)
-    long = [transformers.generate(r.prompt, 80, ignore_eos=True) for r in references[:20]]
+    long = greedy_references(model, [r.prompt for r in references[:20]], 80, ignore_eos=True)
     with LLM(str(model), overlap=overlap, page_size=4, num_pages=128, prefill_budget=64) as llm:
         generate(llm, long)
         assert llm.stats.retractions > 0

@@ -16,7 +16,7 @@ from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.models.config import ModelConfig
 from minisgl.utils.errors import UserError
-from support.greedy import GreedyReference
+from support.greedy import greedy_references
 from support.tiny_models import make_tiny_model
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -122,11 +122,10 @@ def test_greedy_tokens_are_those_of_transformers(
     family: str, page_size: int, make_engine: MakeEngine, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(family)
-    reference = GreedyReference(path)
     requests = dict(zip((3, 0, 7, 4, 11), prompts(1, 37, 5, 64, 16), strict=True))
     tokens = Driver(make_engine(path, page_size=page_size)).generate(requests, 40)
-    for row, prompt in requests.items():
-        expected = reference.generate(prompt, 40, ignore_eos=True)
+    references = greedy_references(path, list(requests.values()), 40, ignore_eos=True)
+    for row, expected in zip(requests, references, strict=True):
         assert len(expected.certain_tokens()) > 5
         assert expected.agrees(tokens[row])
 
@@ -270,4 +269,5 @@ def test_the_last_position_of_the_longest_request(llama: Path, make_engine: Make
     driver = Driver(make_engine(llama, num_pages=64, page_size=4))
     tokens = driver.generate({0: prompt}, 7)[0]
     assert driver.lengths[0] == 256 and not driver.free
-    assert GreedyReference(llama).generate(prompt, 6, ignore_eos=True).agrees(tokens[:6])
+    [expected] = greedy_references(llama, [prompt], 6, ignore_eos=True)
+    assert expected.agrees(tokens[:6])

@@ -144,6 +144,7 @@ def test_equally_likely_tokens_stay_or_go_together() -> None:
     for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.5), SamplingParams(min_p=0.5)):
         assert set(draw(logits, [params] * 300, list(range(300)))) == {1, 3}
     assert set(draw(logits, [SamplingParams(top_k=3)] * 300, list(range(300)))) == {0, 1, 2, 3, 4}
+    assert len(set(draw(logits, [SamplingParams(top_k=1)] * 300, list(range(300))))) == 1  # greedy
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.999999, 1.0])
@@ -162,6 +163,15 @@ def test_a_nucleus_wider_than_the_first_candidates(top_p: float) -> None:
 def test_a_tiny_temperature_is_greedy_and_finite(temperature: float) -> None:
     params = [SamplingParams(temperature=temperature, top_p=0.9, seed=seed) for seed in range(20)]
     assert set(draw(torch.tensor([[-80.0, 90.0, 89.0]] * 20), params)) == {1}
+
+
+def test_the_ends_of_the_range_of_draws() -> None:
+    """Found by running SplitMix64 backwards: seeds whose first number is the least and the greatest there is."""
+    least, greatest = 7212067755985902090, 7847446708167360269
+    assert uniform(torch.tensor([least, greatest]), torch.zeros(2, dtype=torch.int64)).tolist() == [0, 1 - 2**-32]
+    logits = torch.tensor([[-9.0, 1.0, 0.5, 2.0, -9.0]])
+    assert draw(logits, [SamplingParams(top_k=3, seed=least)]) == [1]
+    assert draw(logits, [SamplingParams(top_k=3, seed=greatest)]) == [3]
 
 
 def test_half_precision_logits() -> None:

@@ -73,7 +73,7 @@ def test_encode_and_decode_like_transformers(both: tuple[TextTokenizer, Any], te
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 @given(text=st.text())
 def test_any_text_encodes_like_transformers(both: tuple[TextTokenizer, Any], text: str) -> None:
     ours, theirs = both

@@ -13,7 +13,9 @@ from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.stream import TextStream
 from minisgl.tokenizer.text import TextTokenizer
 
-relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+relaxed = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 WIDE = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé你😀👩‍ \n")))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from minisgl.attention.base import Chunk, Part, StepMetadata
 from minisgl.kvcache.pool import KVPool
 
-GATHER_BYTES = 2 << 20
+GATHER_BYTES = 4 << 20
 """Keys and values of decode rows that are copied and attended to at once: about a core's share of the cache."""
 
 PADDING_TOKENS = 512
@@ -28,18 +28,22 @@ QUERY_BLOCK = 256
 
 @dataclass(slots=True, frozen=True)
 class _Group:
-    """Decode rows of similar length, attended to together; `order` says which of the step's rows they are."""
+    """Decode rows of similar length, attended to together."""
 
     members: list[int]
+    """Which of the step's decode rows they are."""
     order: Tensor
+    """`members`, on the device."""
     rows: Tensor
+    """The members' rows of the block table."""
 
 
 @dataclass(slots=True, frozen=True)
 class _Gather:
     """One group's pages in one step, and where in the buffer they go."""
 
-    order: Tensor
+    order: Tensor | None
+    """Which of the step's rows they are. None: all, in their order."""
     pages: Tensor
     """int32 [rows * pages]."""
     target: Tensor
@@ -78,9 +82,12 @@ class TorchBackend:
             query, out = query.view(by_kv_head), out.view(by_kv_head)
             for gather in plans[windows[layer]]:
                 torch.index_select(pages[layer], 0, gather.pages, out=gather.target)
-                rows = query.index_select(0, gather.order)
+                rows = query if gather.order is None else query.index_select(0, gather.order)
                 result = F.scaled_dot_product_attention(rows, gather.key, gather.value, attn_mask=gather.mask)
-                out.index_copy_(0, gather.order, result)
+                if gather.order is None:
+                    out.copy_(result)
+                else:
+                    out.index_copy_(0, gather.order, result)
 
         return decode
 
@@ -131,11 +138,12 @@ class TorchBackend:
     ) -> _Gather:
         """`width` pages of each row of the group: the first ones or, with a window, those up to the last token."""
         page_size, count = self._pool.page_size, len(group.members)
+        order = None if group.members == list(range(len(step.host_lengths))) else group.order
         if width * page_size >= longest:
             pages = step.block_table[:, :width].index_select(0, group.rows)
             if count == 1 and window is None:
                 target, key, value = self._views(1, width)
-                return _Gather(group.order, pages[0], target, key[:, :, :longest], value[:, :, :longest], None)
+                return _Gather(order, pages[0], target, key[:, :, :longest], value[:, :, :longest], None)
             first = torch.zeros((count, 1), dtype=torch.int64, device=self._device)
             lengths = step.decode_lengths[group.order].unsqueeze(1)
         else:
@@ -150,7 +158,7 @@ class TorchBackend:
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         mask = mask.masked_fill_(hidden, -torch.inf).view(count, 1, 1, -1)
         target, key, value = self._views(count, width)
-        return _Gather(group.order, pages.flatten(), target, key, value, mask)
+        return _Gather(order, pages.flatten(), target, key, value, mask)
 
     # ---- prefill ----
 

@@ -93,7 +93,7 @@ class Request:
         self.pages: list[int] = []
         """Page i holds tokens ``[i * page_size, (i + 1) * page_size)``."""
         self.prefix: Any = None
-        """The prefix cache's handle (`kvcache.manager.Prefix`) on the first pages, which it owns and has locked."""
+        """The prefix cache's handle (`kvcache.manager.Prefix`) on the first pages, which it owns and locks."""
         self.computed = 0
         self.in_flight = 0
         self.cached_tokens: int | None = None

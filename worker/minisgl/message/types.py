@@ -29,6 +29,8 @@ class TokenizeRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """A chat, for the model's template."""
     text: str | None = None
     token_ids: list[int] | None = None
+    limit_name: str = "max_tokens"
+    """What the client calls `params.max_tokens`."""
     vocab_size: int = 0
     """Every id of `token_ids` must lie in ``[0, vocab_size)``."""
 

@@ -36,11 +36,13 @@ logger = logging.getLogger("minisgl.server")
 
 
 class Prompt(NamedTuple):
-    """Exactly one of the three."""
+    """Exactly one of the first three is set."""
 
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    limit_name: str = "max_tokens"
+    """What the client calls the limit of the answer's length."""
 
 
 class Frontend:

@@ -181,7 +181,8 @@ class ChatRequest(GenerateRequest):
         return self
 
     def prompts(self) -> list[Prompt]:
-        return [Prompt(messages=[message.for_template() for message in self.messages])]
+        limit_name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return [Prompt(messages=[message.for_template() for message in self.messages], limit_name=limit_name)]
 
     def params(self) -> SamplingParams:
         """Without a limit, the answer may take the rest of the context."""

@@ -56,9 +56,9 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
     max_tokens = limit - len(ids) if request.params.max_tokens is None else request.params.max_tokens
     if len(ids) + max_tokens > limit:
         return reject(
-            f"max_tokens is {max_tokens} and the prompt has {len(ids)} tokens: together {len(ids) + max_tokens}, "
-            f"but the context length is {limit} tokens",
-            param="max_tokens",
+            f"{request.limit_name} is {max_tokens} and the prompt has {len(ids)} tokens: "
+            f"together {len(ids) + max_tokens}, but the context length is {limit} tokens",
+            param=request.limit_name,
             code=CONTEXT_LENGTH_EXCEEDED,
         )
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
