@@ -50,7 +50,7 @@ def greedy_references(
     weights = model / "model.safetensors"
     with weights.open("rb") as file:
         head = file.read(1 << 16)
-        file.seek(-(1 << 20), os.SEEK_END)
+        file.seek(max(0, weights.stat().st_size - (1 << 20)))
         key = [
             head,
             file.read(),
