@@ -51,14 +51,9 @@ def greedy_references(
     with weights.open("rb") as file:
         head = file.read(1 << 16)
         file.seek(max(0, weights.stat().st_size - (1 << 20)))
-        key = [
-            head,
-            file.read(),
-            (model / "config.json").read_bytes(),
-            torch.__version__,
-            transformers.__version__,
-        ]
-    arguments = msgspec.msgpack.encode([*key, weights.stat().st_size, prompts, max_tokens, ignore_eos])
+        key = [head, file.read(), (model / "config.json").read_bytes()]
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    arguments = msgspec.msgpack.encode([*key, versions, weights.stat().st_size, prompts, max_tokens, ignore_eos])
     kept = CACHE / f"{hashlib.sha256(arguments).hexdigest()[:32]}.json"
     if kept.is_file():
         return msgspec.json.decode(kept.read_bytes(), type=list[Reference])

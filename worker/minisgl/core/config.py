@@ -56,6 +56,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int | None = None
     """Pages of the KV pool. None: what `memory_ratio` of the free memory holds."""
     memory_ratio: float = 0.9
+    """Share of the memory that is free before the start which model and KV pool may take together. On a CPU the
+    pool takes no more than 4 GiB unasked, all ranks together: `num_pages` gives it more."""
     max_running_requests: int = 256
     max_seq_len: int | None = None
     """Tokens of one request, prompt and output. None: the model's limit."""
