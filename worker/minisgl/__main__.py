@@ -22,7 +22,10 @@ def main() -> None:
         path = resolve(options.model, options.revision)
         model = inspect(path, skip_weights=options.engine.dummy_weight)
         model.check_tensor_parallel(options.engine.tp_size)
-        sys.exit(launch(options.worker(path, checkpoint_dtype=model.dtype, max_position=model.max_position)))
+        config = options.worker(
+            path, checkpoint_dtype=model.dtype, max_position=model.max_position, sampling=model.sampling
+        )
+        sys.exit(launch(config))
     except UserError as error:
         print(f"minisgl: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

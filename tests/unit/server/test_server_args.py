@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from minisgl.attention.registry import BACKENDS
+from minisgl.core.sampling import SamplingParams
 from minisgl.server import args
 from minisgl.server.args import Options, parse_arguments
 from minisgl.server.parser import ATTENTION_BACKENDS, build_parser
 from minisgl.utils.errors import UserError
+
+PLAIN = SamplingParams()
 
 
 def parse(*arguments: str, **environ: str) -> Options:
@@ -37,7 +40,7 @@ def test_every_option_reaches_the_configuration() -> None:
     )
     options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1")
     assert (options.model, options.revision) == ("some/model", "v1")
-    worker = options.worker(Path("/path"), checkpoint_dtype="bfloat16", max_position=99)
+    worker = options.worker(Path("/path"), checkpoint_dtype="bfloat16", max_position=99, sampling=PLAIN)
     assert (worker.num_tokenizers, worker.log_level, worker.shell) == (3, "debug", True)
     engine, scheduler, server = worker.engine, worker.scheduler, worker.server
     assert (engine.model_path, engine.device, engine.dtype, engine.attention) == (
@@ -75,7 +78,10 @@ def test_defaults() -> None:
 def test_dtype_auto(monkeypatch: pytest.MonkeyPatch, dtype: str, device: str, expected: str) -> None:
     monkeypatch.setattr(args, "count_cuda_devices", lambda: 1)
     options = parse("--dtype", dtype, "--device", device)
-    assert options.worker(Path("/p"), checkpoint_dtype="bfloat16", max_position=10).engine.dtype == expected
+    assert (
+        options.worker(Path("/p"), checkpoint_dtype="bfloat16", max_position=10, sampling=PLAIN).engine.dtype
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +168,9 @@ def test_contradictions_are_refused(arguments: str, environ: dict[str, str], exp
 
 def test_what_the_model_cannot_do_is_refused() -> None:
     with pytest.raises(UserError, match="--max-seq-len 101: some/model reads at most 100 tokens"):
-        parse("--max-seq-len", "101").worker(Path("/p"), checkpoint_dtype="float32", max_position=100)
+        parse("--max-seq-len", "101").worker(
+            Path("/p"), checkpoint_dtype="float32", max_position=100, sampling=PLAIN
+        )
 
 
 def test_the_key_file_is_read_without_its_line_end(tmp_path: Path) -> None:

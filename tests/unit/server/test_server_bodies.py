@@ -16,6 +16,8 @@ from minisgl.server.errors import ApiError
 from minisgl.server.frontend import Prompt
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
 
+PLAIN = SamplingParams()
+
 USER = {"role": "user", "content": "hi"}
 
 
@@ -36,8 +38,8 @@ def refusal(body: bytes, kind: type[ChatRequest | CompletionRequest] = ChatReque
 
 
 def test_defaults_are_openais() -> None:
-    assert chat().params() == SamplingParams(max_tokens=None)
-    assert completion().params() == SamplingParams(max_tokens=16)
+    assert chat().params(PLAIN) == SamplingParams(max_tokens=None)
+    assert completion().params(PLAIN) == SamplingParams(max_tokens=16)
 
 
 def test_every_parameter_reaches_the_sampling_parameters() -> None:
@@ -63,18 +65,20 @@ def test_every_parameter_reaches_the_sampling_parameters() -> None:
         stop_token_ids=(1, 2),
         ignore_eos=True,
     )
-    assert chat(**fields).params() == expected
-    assert completion(**fields).params() == expected
+    assert chat(**fields).params(PLAIN) == expected
+    assert completion(**fields).params(PLAIN) == expected
 
 
 def test_equivalent_forms() -> None:
-    assert chat(max_completion_tokens=9).params().max_tokens == 9
-    assert chat(max_tokens=9, max_completion_tokens=9).params().max_tokens == 9
-    assert chat(stop="x").params().stop == ("x",)
-    assert chat(top_k=-1).params() == chat(top_k=0).params() == chat().params()
-    assert chat(temperature=1e-9).params().greedy
-    assert chat(seed=-1).params().seed == 2**63 - 1
-    assert chat(temperature=None, stop=None, seed=None, stream=None, user=None).params() == chat().params()
+    assert chat(max_completion_tokens=9).params(PLAIN).max_tokens == 9
+    assert chat(max_tokens=9, max_completion_tokens=9).params(PLAIN).max_tokens == 9
+    assert chat(stop="x").params(PLAIN).stop == ("x",)
+    assert chat(top_k=-1).params(PLAIN) == chat(top_k=0).params(PLAIN) == chat().params(PLAIN)
+    assert chat(temperature=1e-9).params(PLAIN).greedy
+    assert chat(seed=-1).params(PLAIN).seed == 2**63 - 1
+    assert chat(temperature=None, stop=None, seed=None, stream=None, user=None).params(
+        SamplingParams()
+    ) == chat().params(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_messages_become_what_templates_know() -> None:
 def test_parameters_not_served_are_accepted_only_when_they_ask_nothing(
     name: str, neutral: Any, meant: Any
 ) -> None:
-    assert chat(**{name: neutral}).params() == chat(**{name: None}).params() == chat().params()
+    assert chat(**{name: neutral}).params(PLAIN) == chat(**{name: None}).params(PLAIN) == chat().params(PLAIN)
     error = refusal(json.dumps({"model": "m", "messages": [USER], name: meant}).encode())
     assert (error.param, error.code) == (name, "unsupported_parameter")
     assert f'"{name}" is not supported' in error.message
@@ -263,10 +267,18 @@ def test_any_object_is_a_request_or_a_named_error(fields: dict[str, Any]) -> Non
     for kind in kinds:
         with contextlib.suppress(ApiError):
             request = parse(json.dumps({"model": "m"} | fields).encode(), kind)
-            assert request.prompts() and isinstance(request.params(), SamplingParams)
+            assert request.prompts() and isinstance(request.params(PLAIN), SamplingParams)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_read(body: bytes) -> None:
     with pytest.raises(ApiError):
         parse(body, ChatRequest)
+
+
+def test_what_the_model_recommends_is_the_default() -> None:
+    recommended = SamplingParams(temperature=0.2, top_k=40, top_p=0.9, min_p=0.1)
+    params = chat().params(recommended)
+    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (0.2, 40, 0.9, 0.1)
+    params = completion(temperature=1, top_k=0, top_p=1, min_p=0).params(recommended)
+    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (1.0, 0, 1.0, 0.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CANDIDATES = 256
-"""Most likely tokens that are ranked at first; the rest only where their share of the probability is wanted."""
+"""Most likely tokens that are ranked at first; more only in rows whose top-p they do not reach."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,52 +61,56 @@ def sample(logits: Tensor, params: SamplingRows, *, ranked: bool, largest_top_k:
     `ranked`: some row has a top-k or a top-p; `largest_top_k` is the largest of them. A token that is as likely as
     the least likely one kept is kept too.
     """
-    logits = logits.float()
-    best = logits.amax(dim=-1, keepdim=True)
+    best = greedy(logits)
     # The largest logit becomes 0 before the division: a tiny temperature leads to -inf elsewhere, never to NaN.
     temperature = params.temperature.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(1)
-    probability = ((logits - best) / temperature).softmax(dim=-1)
+    scores = (logits.float() - logits.gather(1, best.unsqueeze(1))).div_(temperature)
+    probability = scores.softmax(dim=-1)
     threshold = params.min_p.unsqueeze(1) * probability.amax(dim=-1, keepdim=True)
     if ranked:
-        threshold = threshold.maximum(_ranked_threshold(probability, params, largest_top_k))
-    cumulated = probability.masked_fill_(probability < threshold, 0).cumsum(dim=-1, dtype=torch.float64)
-    # The draw is below 1 by more than a rounding error: below the last sum, and never on a token that was dropped.
+        top_k = torch.where(params.top_k > 0, params.top_k, logits.shape[1]).unsqueeze(1)
+        width = max(CANDIDATES, largest_top_k)
+        threshold = threshold.maximum(_ranked_threshold(probability, top_k, params.top_p.unsqueeze(1), width))
+    kept = torch.ge(probability, threshold, out=scores)
+    cumulated = probability.mul_(kept).cumsum_(dim=-1)
+    # The draw is below 1 by at least a rounding error: below the last sum, so never on a token that was dropped.
     draw = uniform(params.seed, params.generated).unsqueeze(1) * cumulated[:, -1:]
     drawn = torch.searchsorted(cumulated, draw, right=True).squeeze(1)
-    is_greedy = (params.temperature == 0) | (params.top_k == 1)
-    return torch.where(is_greedy, greedy(logits), drawn)
+    return torch.where((params.temperature == 0) | (params.top_k == 1), best, drawn)
 
 
-def _ranked_threshold(probability: Tensor, params: SamplingRows, largest_top_k: int) -> Tensor:
-    """The least probability [S, 1] that top-k and then top-p keep; 0 in rows with neither."""
+def _ranked_threshold(probability: Tensor, top_k: Tensor, top_p: Tensor, width: int) -> Tensor:
+    """The least probability [S, 1] that top-k and then top-p keep; 0 in rows with neither.
+
+    probability [S, vocab]; top_k [S, 1], the vocabulary's size where it is off; top_p [S, 1]. Looks at the `width`
+    most likely tokens, which are at least `top_k` where it is on, and at more in the rows that need more.
+    """
     vocab = probability.shape[1]
-    top_k = torch.where(params.top_k > 0, params.top_k, vocab).unsqueeze(1)
-    top_p = params.top_p.unsqueeze(1)
-    width = min(vocab, max(CANDIDATES, largest_top_k))
-    while True:
-        values = probability.topk(width, dim=-1).values  # descending
-        ranked = values.double().masked_fill_(torch.arange(width, device=values.device) >= top_k, 0)
-        cumulated = ranked.cumsum(dim=-1)
-        total = torch.where(top_k < vocab, cumulated[:, -1:], 1.0)
-        wanted = torch.where(top_p < 1, top_p * total, torch.inf)
-        # A token is kept when those before it have not reached the wanted share.
-        kept = ((cumulated - ranked < wanted) & (ranked > 0)).sum(dim=-1, keepdim=True)
-        unranked = (top_k >= vocab) & (top_p >= 1)
-        if width == vocab or not ((kept == width) & (top_k > width) & ~unranked).any():
-            break
-        width = vocab
-    least = values.gather(1, kept.clamp_min(1) - 1)
-    return least.masked_fill_(unranked, 0)
+    width = min(width, vocab)
+    values = probability.topk(width, dim=-1).values  # descending
+    ranked = values.double().masked_fill_(torch.arange(width, device=values.device) >= top_k, 0)
+    cumulated = ranked.cumsum(dim=-1)
+    total = torch.where(top_k < vocab, cumulated[:, -1:], 1.0)
+    wanted = torch.where(top_p < 1, top_p * total, torch.inf)
+    # A token is kept when those before it have not reached the wanted share.
+    kept = ((cumulated - ranked < wanted) & (ranked > 0)).sum(dim=-1, keepdim=True)
+    unranked = (top_k >= vocab) & (top_p >= 1)
+    least = values.gather(1, kept.clamp_min(1) - 1).masked_fill_(unranked, 0)
+    short = ((kept == width) & (top_k > width) & ~unranked).squeeze(1)
+    if width < vocab and short.any():
+        rows = short.nonzero().squeeze(1)
+        least[rows] = _ranked_threshold(probability[rows], top_k[rows], top_p[rows], 16 * width)
+    return least
 
 
 def uniform(seed: Tensor, counter: Tensor) -> Tensor:
-    """seed and counter int64 -> float64 in [0, 1), in steps of ``2 ** -32``.
+    """seed and counter int64 -> float32 in [0, 1), in steps of ``2 ** -24``.
 
     SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17), started
     at the mixed seed and advanced `counter` times in one multiplication.
     """
     state = _mix(seed) + (counter + 1) * _GOLDEN
-    return (_mix(state) >> 32 & 0xFFFFFFFF).double() * 2.0**-32
+    return _shift(_mix(state), 40).float() * 2.0**-24
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit integer, as are the factors below

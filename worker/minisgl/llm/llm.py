@@ -131,6 +131,7 @@ class LLM:
         self._loop = overlap_loop if overlap else normal_loop
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
+        self._sampling = config.sampling
         self._tokenizer = TextTokenizer.load(str(path))
         self._next_uid = 0
 
@@ -141,7 +142,8 @@ class LLM:
     ) -> list[Completion]:
         """Complete all prompts (texts, or lists of token ids) together; results in the order of the prompts.
 
-        `params` is one for all or one for each. Raises `ValueError` naming the prompt that cannot be served.
+        `params` is one for all or one for each; by default what the model recommends. Raises `ValueError` naming
+        the prompt that cannot be served.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch: list[Any] = [prompts] if single else list(prompts)
@@ -161,7 +163,7 @@ class LLM:
         self, prompts: list[dict[str, Any]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Completion]:
         if params is None:
-            params = SamplingParams()
+            params = self._sampling
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")

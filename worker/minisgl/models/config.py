@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from minisgl.core.config import DType
+from minisgl.core.sampling import SamplingParams
 from minisgl.layers.rope import ROPE_TYPES, RopeConfig
 from minisgl.models.fields import Fields, ModelError
 
@@ -62,6 +63,8 @@ class ModelConfig:
     """From generation_config.json and config.json."""
     dtype: DType
     """What the weights are stored in, as config.json says."""
+    sampling: SamplingParams
+    """What generation_config.json recommends, for requests that do not say."""
     num_experts: int = 0
     """0: no layer is a mixture of experts."""
     experts_per_token: int = 0
@@ -143,6 +146,7 @@ class ModelConfig:
             windows=_windows(fields, family, num_layers),
             eos_ids=_eos_ids(path, fields),
             dtype=cast(DType, dtype),
+            sampling=_sampling(path),
         )
         return _with_experts(config, fields) if family.experts else config
 
@@ -244,6 +248,17 @@ def _eos_ids(path: Path, fields: Fields) -> frozenset[int]:
     if generation.exists():
         ids.update(Fields.read(generation).integers("eos_token_id"))
     return frozenset(ids)
+
+
+def _sampling(path: Path) -> SamplingParams:
+    generation = path / "generation_config.json"
+    fields = Fields.read(generation) if generation.exists() else Fields(generation, {})
+    return SamplingParams(
+        temperature=fields.number("temperature", 1.0, minimum=0),
+        top_k=fields.integer("top_k", 0, minimum=0),
+        top_p=fields.number("top_p", 1.0, maximum=1),
+        min_p=fields.number("min_p", 0.0, minimum=0, maximum=1),
+    )
 
 
 def _with_experts(config: ModelConfig, fields: Fields) -> ModelConfig:

@@ -61,13 +61,22 @@ class Fields:
             raise self.error(name, f"integers from {minimum}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0."""
+    def number(
+        self, name: str, default: float | None = None, *, minimum: float | None = None, maximum: float = math.inf
+    ) -> float:
+        """A finite number above 0, or from `minimum`, up to `maximum`."""
         value = self.values.get(name)
         if value is None and default is not None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.error(name, "numbers above 0")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not (value > 0 if minimum is None else value >= minimum)
+            or value > maximum
+            or math.isinf(value)
+        ):
+            least = "above 0" if minimum is None else f"from {minimum:g}"
+            raise self.error(name, f"numbers {least}" + ("" if maximum == math.inf else f" to {maximum:g}"))
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -85,7 +85,9 @@ def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
         _check_model(body.model, config)
         return Answer(
             frontend,
-            lambda: frontend.start(request.scope[REQUEST_ID], body.prompts(), body.params(), body.user),
+            lambda: frontend.start(
+                request.scope[REQUEST_ID], body.prompts(), body.params(config.sampling), body.user
+            ),
             reply(config.served_model_name, include_usage=body.include_usage),
             stream=bool(body.stream),
         )

@@ -11,6 +11,7 @@ from typing import cast
 import msgspec
 
 from minisgl.core.config import CacheType, Device, DType, EngineConfig, SchedulerConfig
+from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
 from minisgl.server.parser import ENGINE, NO_OVERLAP, SERVER, build_parser
@@ -33,8 +34,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str
     shell: bool
 
-    def worker(self, path: Path, *, checkpoint_dtype: DType, max_position: int) -> WorkerConfig:
-        """The worker for the model at `path`. Raises `UserError` when the model cannot do what is asked."""
+    def worker(
+        self, path: Path, *, checkpoint_dtype: DType, max_position: int, sampling: SamplingParams
+    ) -> WorkerConfig:
+        """The worker for the model at `path`, which recommends `sampling`.
+
+        Raises `UserError` when the model cannot do what is asked.
+        """
         longest = self.engine.max_seq_len
         if longest is not None and longest > max_position:
             raise UserError(f"--max-seq-len {longest}: {self.model} reads at most {max_position} tokens")
@@ -42,7 +48,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return WorkerConfig(
             engine=msgspec.structs.replace(self.engine, model_path=str(path), dtype=self.dtype or automatic),
             scheduler=self.scheduler,
-            server=self.server,
+            server=msgspec.structs.replace(self.server, sampling=sampling),
             num_tokenizers=self.num_tokenizers,
             log_level=self.log_level,
             shell=self.shell,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from minisgl.core.config import Addresses, EngineConfig, SchedulerConfig
+from minisgl.core.sampling import SamplingParams
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,6 +16,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 1919
     """0: a free one."""
     api_key: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    """What the model recommends, for requests that do not say."""
     max_queued_requests: int = 1024
     """Prompts accepted beyond those that the engine can run at once."""
     max_body_size: int = 8 * 1024 * 1024

@@ -129,14 +129,14 @@ class GenerateRequest(Strict):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def sampling(self, max_tokens: int | None) -> SamplingParams:
-        temperature = 1.0 if self.temperature is None else self.temperature
+    def sampling(self, max_tokens: int | None, defaults: SamplingParams) -> SamplingParams:
+        temperature = defaults.temperature if self.temperature is None else self.temperature
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else self.top_p,
-            min_p=self.min_p or 0.0,
+            top_k=defaults.top_k if self.top_k is None else max(self.top_k, 0),
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            min_p=defaults.min_p if self.min_p is None else self.min_p,
             seed=None if self.seed is None else self.seed & (2**63 - 1),
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -184,9 +184,9 @@ class ChatRequest(GenerateRequest):
         limit_name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         return [Prompt(messages=[message.for_template() for message in self.messages], limit_name=limit_name)]
 
-    def params(self) -> SamplingParams:
-        """Without a limit, the answer may take the rest of the context."""
-        return self.sampling(self.max_completion_tokens or self.max_tokens)
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        """`defaults` are the model's. Without a limit, the answer may take the rest of the context."""
+        return self.sampling(self.max_completion_tokens or self.max_tokens, defaults)
 
 
 def _listed_prompt(value: Any) -> Any:
@@ -223,5 +223,6 @@ class CompletionRequest(GenerateRequest):
             Prompt(text=prompt) if isinstance(prompt, str) else Prompt(token_ids=prompt) for prompt in self.prompt
         ]
 
-    def params(self) -> SamplingParams:
-        return self.sampling(COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens)
+    def params(self, defaults: SamplingParams) -> SamplingParams:
+        max_tokens = COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.sampling(max_tokens, defaults)

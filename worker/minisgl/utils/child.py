@@ -27,6 +27,13 @@ EXIT_USER_ERROR = 2
 """Exit status of a process that met a `UserError`."""
 
 
+CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""What a child finds in its environment unless the user has set it.
+
+OpenMP's threads would spin while they wait for each other, and take the cores from the worker's other processes.
+"""
+
+
 class ChildHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What every child is told besides its own configuration."""
 
@@ -51,13 +58,16 @@ def start_child(
     its configuration on. The child lives no longer than the returned ``Popen.stdin`` is open.
     """
     command = [sys.executable, "-m", module]
+    environment = CHILD_ENVIRONMENT | os.environ
     if terminal:
         read_end, write_end = os.pipe()
-        process = subprocess.Popen([*command, str(read_end)], pass_fds=(*pass_fds, read_end))
+        process = subprocess.Popen([*command, str(read_end)], pass_fds=(*pass_fds, read_end), env=environment)
         os.close(read_end)
         process.stdin = open(write_end, "wb", buffering=0)  # noqa: SIM115  held open for the child's life
     else:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds, env=environment
+        )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is dead already, and its exit status says why
         process.stdin.write(configuration_line(header, config))
