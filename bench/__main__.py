@@ -28,11 +28,10 @@ Range = tuple[int, int]
 
 def main() -> None:
     args = _parse()
-    engines = _engines(args)
     workload = uniform(
         args.seed, args.requests, args.inputs, args.outputs, ModelConfig.load(args.model).vocab_size
     )
-    seconds = _measure(engines, workload, args.runs)
+    seconds = _measure(_engines(args), workload, args.runs)
     rows = [
         report.Row(name, times, args.requests, workload.input_tokens, workload.output_tokens)
         for name, times in seconds.items()
@@ -48,19 +47,20 @@ def main() -> None:
     report.write(path, [report.as_json(row) for row in rows], {"model": model} | settings)
 
 
-def _measure(engines: dict[str, Callable[[], Engine]], workload: Workload, runs: int) -> dict[str, list[float]]:
-    """Wall seconds of each run, engine by engine, after a warm-up run of each."""
-    seconds: dict[str, list[float]] = {}
-    for name, build in engines.items():
-        engine = build()
-        times = []
-        for run in range(runs + 1):
+def _measure(builders: dict[str, Callable[[], Engine]], workload: Workload, runs: int) -> dict[str, list[float]]:
+    """Wall seconds of each run. The engines take turns, so that a change of the machine's mood meets them all."""
+    engines = {name: build() for name, build in builders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for run in range(runs + 1):
+        for name, engine in engines.items():
             started = time.perf_counter()
             engine.run(workload)
-            times.append(time.perf_counter() - started)
-            print(f"{name}: {'warm-up' if run == 0 else f'run {run}'} {times[-1]:.2f} s", file=sys.stderr)
+            taken = time.perf_counter() - started
+            print(f"{name}: {'warm-up' if run == 0 else f'run {run}'} {taken:.2f} s", file=sys.stderr)
+            if run:
+                seconds[name].append(taken)
+    for engine in engines.values():
         engine.close()
-        seconds[name] = times[1:]
     return seconds
 
 

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 
+THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
+"""Variables that change the speed of operators on a CPU."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One engine on one workload."""
@@ -66,6 +70,7 @@ def write(path: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -
         "commit": _commit(),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {"python": platform.python_version()} | _versions("torch", "transformers", "minisgl"),
+        "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
         "settings": settings,
         "results": results,
     }
