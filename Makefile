@@ -7,6 +7,8 @@ SMOLLM2 := .models/SmolLM2-135M-Instruct
 MODEL ?= $(SMOLLM2)
 ARGS ?=
 PYTEST_ARGS ?=
+# OpenMP's threads would spin while they wait, and take the cores from the other processes of a test.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 # The first of these that is new enough makes the environment.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from minisgl.core.sampling import SamplingParams
 from minisgl.layers.rope import RopeConfig
 from minisgl.models.config import ModelConfig
 from minisgl.models.fields import ModelError
@@ -41,6 +42,14 @@ def load(directory: Path, generation: object = None, **fields: Any) -> ModelConf
     if generation is not None:
         (directory / "generation_config.json").write_text(json.dumps(generation))
     return ModelConfig.load(directory)
+
+
+def test_sampling_is_what_the_generation_config_recommends(tmp_path: Path) -> None:
+    assert load(tmp_path).sampling == SamplingParams()
+    config = load(tmp_path, generation={"temperature": 0, "top_k": 20, "top_p": 0.95, "do_sample": True})
+    assert config.sampling == SamplingParams(temperature=0.0, top_k=20, top_p=0.95)
+    with pytest.raises(ModelError, match=r"generation_config.json: top_p is 1.5; allowed: numbers above 0 to 1"):
+        load(tmp_path, generation={"top_p": 1.5})
 
 
 def test_defaults_are_those_of_transformers(tmp_path: Path) -> None:
