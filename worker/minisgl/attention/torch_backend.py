@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisgl.attention.base import Chunk, Part, StepMetadata
 from minisgl.kvcache.pool import KVPool
@@ -83,7 +84,7 @@ class TorchBackend:
             for gather in plans[windows[layer]]:
                 torch.index_select(pages[layer], 0, gather.pages, out=gather.target)
                 rows = query if gather.order is None else query.index_select(0, gather.order)
-                result = F.scaled_dot_product_attention(rows, gather.key, gather.value, attn_mask=gather.mask)
+                result = _attention(rows, gather.key, gather.value, gather.mask)
                 if gather.order is None:
                     out.copy_(result)
                 else:
@@ -224,6 +225,17 @@ class TorchBackend:
         return target, key, value
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """``softmax(query key^T / sqrt(head_dim) + mask) value`` over the last two dimensions.
+
+    CUDA's fused kernels want alignments that views of pages and masks do not have: there it is the plain formula.
+    """
+    if query.is_cuda:
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
 def _attend_chunk(
     query: Tensor,
     key: Tensor,
@@ -248,9 +260,9 @@ def _attend_chunk(
         low = first if window is None else max(first, position - window + 1)
         own = mask.shape[1] - QUERY_BLOCK  # column of the block's first token
         seen = slice(low - first, position + n - first)
-        result[:, :, i : i + n] = F.scaled_dot_product_attention(
+        result[:, :, i : i + n] = _attention(
             grouped[:, :, i : i + n],
             keys[:, :, seen],
             values[:, :, seen],
-            attn_mask=mask[:n, own - (position - low) : own + n],
+            mask[:n, own - (position - low) : own + n],
         )
