@@ -253,8 +253,9 @@ def _eos_ids(path: Path, fields: Fields) -> frozenset[int]:
 def _sampling(path: Path) -> SamplingParams:
     generation = path / "generation_config.json"
     fields = Fields.read(generation) if generation.exists() else Fields(generation, {})
+    temperature = fields.number("temperature", 1.0, minimum=0)
     return SamplingParams(
-        temperature=fields.number("temperature", 1.0, minimum=0),
+        temperature=temperature if fields.flag("do_sample", True) else 0.0,
         top_k=fields.integer("top_k", 0, minimum=0),
         top_p=fields.number("top_p", 1.0, maximum=1),
         min_p=fields.number("min_p", 0.0, minimum=0, maximum=1),
