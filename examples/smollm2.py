@@ -170,8 +170,8 @@ def convert(gguf: Path, directory: Path) -> None:
     say("writing the model")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    # Said outright, since save_pretrained leaves defaults out: 4-bit weights of a model so small lose the thread when
-    # they are sampled from, even at a temperature of 0.2, and then never stop.
+    # Said outright, since save_pretrained leaves defaults out: 4-bit weights of a model so small lose the thread
+    # when they are sampled from, even at a temperature of 0.2, and then never stop.
     generation = directory / "generation_config.json"
     generation.write_text(json.dumps(json.loads(generation.read_text()) | {"do_sample": False}, indent=2) + "\n")
     (directory / "model.safetensors").chmod(0o644)

@@ -229,5 +229,5 @@ def test_groups_follow_the_rows_as_they_grow_and_change() -> None:
 
 @pytest.mark.parametrize("names", [("torch", "fast"), ("fast", "torch")])
 def test_an_unknown_backend_is_refused_by_name(names: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match="'fast' is not available; allowed: torch"):
+    with pytest.raises(UserError, match="--attn fast: this backend is not available; allowed: torch"):
         check_attention(names)

@@ -248,11 +248,14 @@ def test_limits_are_the_least_of_model_option_and_pool(llama: Path, make_engine:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_seq_len": 257}, "257 tokens: the model reads at most 256"),
-        ({"max_seq_len": 1}, "1 tokens holds no prompt"),
-        ({"num_pages": 1, "page_size": 1}, "1 pages of 1 tokens holds no prompt"),
+        ({"max_seq_len": 257}, "--max-seq-len 257: the model reads at most 256 tokens"),
+        ({"max_seq_len": 1}, "--max-seq-len 1: holds no prompt"),
+        (
+            {"num_pages": 1, "page_size": 1},
+            "--num-pages 1: a KV pool of so many pages of 1 tokens holds no prompt",
+        ),
         ({"num_pages": 10**9}, "pages of the KV pool take"),
-        ({"attention": ("torch", "fi")}, "'fi' is not available; allowed: torch"),
+        ({"attention": ("torch", "fi")}, "--attn fi: this backend is not available; allowed: torch"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(

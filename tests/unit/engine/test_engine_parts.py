@@ -91,7 +91,7 @@ def test_the_memory_ratio_counts_the_weights() -> None:
 
 def test_more_pages_than_memory_are_refused() -> None:
     config = EngineConfig(model_path="", num_pages=1 << 30)
-    with pytest.raises(UserError, match=r"1073741824 pages .* GiB are free"):
+    with pytest.raises(UserError, match=r"--num-pages 1073741824: so many pages .* GiB are free"):
         pages(config, page=1 << 20)
     assert pages(EngineConfig(model_path="", num_pages=7), page=1 << 20) == 7
 

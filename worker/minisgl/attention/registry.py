@@ -20,7 +20,7 @@ def check_attention(names: tuple[str, str]) -> None:
     """Raise `UserError` unless both backends, for prefill and for decode, are there."""
     for name in names:
         if name not in BACKENDS:
-            raise UserError(f"attention backend {name!r} is not available; allowed: {', '.join(BACKENDS)}")
+            raise UserError(f"--attn {name}: this backend is not available; allowed: {', '.join(BACKENDS)}")
 
 
 def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows) -> PagedAttention:

@@ -33,9 +33,9 @@ class Engine:
         check_attention(config.attention)
         longest = config.max_seq_len or model.max_position
         if longest > model.max_position:
-            raise UserError(f"a request of {longest} tokens: the model reads at most {model.max_position}")
+            raise UserError(f"--max-seq-len {longest}: the model reads at most {model.max_position} tokens")
         if longest < 2:
-            raise UserError(f"a request of {longest} tokens holds no prompt and its answer; allowed: 2 or more")
+            raise UserError(f"--max-seq-len {longest}: holds no prompt and its answer; allowed: 2 or more")
         self.phases: dict[str, float] = {}
         """Seconds of each part of the start."""
         device = torch.device("cuda", config.tp_rank) if config.device == "cuda" else torch.device("cpu")
@@ -133,8 +133,8 @@ def _create_pool(
     num_pages = int(comm.all_gather(torch.tensor([own], device=device)).min())
     if num_pages * config.page_size < 2:
         raise UserError(
-            f"a KV pool of {num_pages} pages of {config.page_size} tokens holds no prompt and its answer; "
-            "allowed: 2 tokens or more"
+            f"--num-pages {num_pages}: a KV pool of so many pages of {config.page_size} tokens holds no prompt "
+            "and its answer; allowed: 2 tokens or more"
         )
     return KVPool(
         num_layers=model.num_layers,

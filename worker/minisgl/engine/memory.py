@@ -59,7 +59,8 @@ def count_pages(
     if config.num_pages is not None:
         if config.num_pages * page_bytes > free:
             raise UserError(
-                f"{config.num_pages} pages of the KV pool take {config.num_pages * page_bytes / 2**30:.2f} GiB; "
+                f"--num-pages {config.num_pages}: so many pages of the KV pool take "
+                f"{config.num_pages * page_bytes / 2**30:.2f} GiB; "
                 f"{free / 2**30:.2f} GiB are free, which hold {free // page_bytes}"
             )
         return config.num_pages
@@ -70,8 +71,9 @@ def count_pages(
     pages = min(room // page_bytes, usable)
     if pages < 1:
         raise UserError(
-            f"no memory is left for the KV pool: {free / 2**30:.2f} GiB are free after loading the weights, of "
-            f"{free_before / 2**30:.2f} GiB before, and a memory ratio of {config.memory_ratio:g} leaves "
+            f"--memory-ratio {config.memory_ratio:g}: no memory is left for the KV pool: "
+            f"{free / 2**30:.2f} GiB are free after loading the weights, of "
+            f"{free_before / 2**30:.2f} GiB before, and the ratio leaves "
             f"{max(room, 0) / 2**20:.1f} MiB; a page takes {page_bytes / 2**20:.1f} MiB"
         )
     return pages

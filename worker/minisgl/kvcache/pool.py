@@ -40,7 +40,8 @@ class KVPool:
         except (MemoryError, torch.OutOfMemoryError) as error:
             size = num_pages * page_bytes(num_layers, page_size, kv_heads, head_dim, dtype)
             raise UserError(
-                f"the KV pool of {num_pages} pages takes {size / 2**30:.2f} GiB, which {device} does not have free"
+                f"--num-pages: the KV pool of {num_pages} pages takes {size / 2**30:.2f} GiB, "
+                f"which {device} does not have free"
             ) from error
         self.layers: list[Tensor] = list(data.unbind())
         """Of each layer, [num_pages, page_size, 2, kv_heads, head_dim]."""

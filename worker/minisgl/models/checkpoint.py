@@ -13,6 +13,11 @@ from minisgl.models.fields import Fields, ModelError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
+"""Patterns of what is downloaded of a repository on the Hugging Face Hub."""
+NOT_HUB_FILES = ["*/*", "consolidated*"]
+"""And of what is not: other formats' folders, and Mistral's second copy of the weights."""
+
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors format's own bound."""
 
@@ -34,8 +39,9 @@ def resolve(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+        )
     except Exception as error:  # the hub's client raises dozens of kinds, its HTTP library's among them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"model {model}: no such directory, and not downloadable: {reason[:300]}") from None

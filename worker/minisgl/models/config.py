@@ -100,7 +100,8 @@ class ModelConfig:
         if size < 1 or not fits(size):
             allowed = ", ".join(str(n) for n in range(1, self.num_heads + 1) if fits(n))
             raise ModelError(
-                f"{self.architecture} with {self.num_heads} attention heads, {self.num_kv_heads} key-value heads, "
+                f"--tp {size}: {self.architecture} with {self.num_heads} attention heads, "
+                f"{self.num_kv_heads} key-value heads, "
                 f"intermediate size {' and '.join(map(str, widths))} and vocabulary {self.vocab_size} cannot be "
                 f"split over {size} ranks; "
                 f"allowed: {allowed}"

@@ -1,0 +1,1 @@
+"""Brings a model's files from the Hugging Face Hub into a plain directory."""
