@@ -4,7 +4,10 @@
 PORT ?= 8000
 HOST ?= 127.0.0.1
 SMOLLM2 := .models/SmolLM2-135M-Instruct
-MODEL ?= $(SMOLLM2)
+EXAMPLE := examples/smollm2.yaml
+SERVICE ?= $(EXAMPLE)
+# A worker without a service.yaml, when one of these is given.
+MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 # OpenMP's threads would spin while they wait, and take the cores from the other processes of a test.
@@ -20,7 +23,8 @@ INSTALLED := .venv/installed
 .PHONY: help environment model serve test lint clean
 
 help: ## This list.
-	@echo "make serve   a worker for a small real model, from nothing (PORT=$(PORT) HOST=$(HOST) MODEL=$(MODEL) ARGS='--help')"
+	@echo "make serve   a small real model on this machine, from nothing (PORT=$(PORT) HOST=$(HOST) SERVICE=$(SERVICE))"
+	@echo "             or a worker for MODEL=DIR with ARGS='--max-seq-len 4096', without a service.yaml"
 	@echo "make test    every test that needs neither a GPU nor a cluster (PYTEST_ARGS='-k NAME')"
 	@echo "make lint    formatting, lint, types, the order of imports"
 	@echo "make model   only the small model, in $(SMOLLM2)"
@@ -33,16 +37,18 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "make: error: Python 3.11 or newer is needed; name it with PYTHON=..." >&2; exit 1; }
 	@echo "environment: installing into .venv with $$($(PYTHON) --version) (two minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
-	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e '.[worker,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock -e '.[worker,operator,dev]'
 	@touch $@
 
 model: $(INSTALLED)
 	@$(BIN)/python examples/smollm2.py $(SMOLLM2)
 
-# The given MODEL must exist, or be an id on the Hugging Face Hub; the default one is made.
-serve: $(INSTALLED) $(if $(filter $(SMOLLM2),$(MODEL)),model)
-	@$(BIN)/python examples/when_ready.py http://$(HOST):$(PORT) & \
-		exec $(BIN)/python -m minisgl --model '$(MODEL)' --host $(HOST) --port $(PORT) $(ARGS)
+# A given MODEL must exist, or be an id on the Hugging Face Hub; the small one is made where it is what is served.
+DIRECT := $(strip $(MODEL)$(ARGS))
+serve: $(INSTALLED) $(if $(DIRECT),$(if $(MODEL),,model),$(if $(filter $(EXAMPLE),$(SERVICE)),model))
+	@exec $(if $(DIRECT),\
+		$(BIN)/python -m minisgl --model '$(or $(MODEL),$(SMOLLM2))' --host $(HOST) --port $(PORT) $(ARGS),\
+		$(BIN)/minisgl-operator local -f '$(SERVICE)' --host $(HOST) --port $(PORT))
 
 test: $(INSTALLED) model
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -55,5 +61,5 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf .venv .models .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
-		build dist worker/minisgl.egg-info
-	find worker tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+		build dist *.egg-info worker/*.egg-info
+	find worker operator tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from minisgl_operator.crd import render_crd
 # ruff: noqa: PLC0415
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +32,13 @@ def fail(message: str) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
+    try:
+        _dispatch(options)
+    except KeyboardInterrupt:  # before a command has handlers of its own
+        sys.exit(INTERRUPTED)
+
+
+def _dispatch(options: argparse.Namespace) -> None:
     if options.command == "crd":
         print(render_crd(), end="")
     elif options.command == "render":
@@ -125,16 +133,18 @@ def _port(text: str) -> int:
 def _render(options: argparse.Namespace) -> None:
     import yaml
 
+    from minisgl_operator import api
     from minisgl_operator.build.identity import Identity
     from minisgl_operator.build.image import Defaults
     from minisgl_operator.build.render import children
-    from minisgl_operator.validate import InvalidResource, load_service
+    from minisgl_operator.validate import InvalidFile, InvalidResource, load_service, validate
 
     try:
-        service = load_service(options.file).service
-    except InvalidResource as error:
+        service = validate(load_service(options.file).service)
+    except InvalidFile as error:
         fail(str(error))
-    from minisgl_operator import api
+    except InvalidResource as error:
+        fail("; ".join(error.problems))
 
     metadata = service["metadata"]
     namespace = options.namespace or metadata.get("namespace") or "default"
@@ -146,11 +156,10 @@ def _render(options: argparse.Namespace) -> None:
 
 def _local(options: argparse.Namespace) -> None:
     from minisgl_operator.local import LocalError, run_local
-    from minisgl_operator.validate import InvalidResource
 
     try:
         status = run_local(options.file, host=options.host, port=options.port, models=options.models)
-    except (InvalidResource, LocalError) as error:
+    except LocalError as error:
         fail(str(error))
     sys.exit(status)
 
