@@ -61,7 +61,11 @@ def load(url: str, model: str, rate: float) -> None:
         with lock:
             results[result] += 1
 
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
     threads: list[threading.Thread] = []
     due = time.monotonic()
     while not ended.is_set():

@@ -91,7 +91,7 @@ def release(helm: Helm, install: Callable[..., None]) -> Iterator[Kubectl]:
 
 
 def operator_name(system: Kubectl) -> str:
-    (found,) = system.list("deployments", f"app.kubernetes.io/instance={RELEASE}")
+    (found,) = system.items("deployments", f"app.kubernetes.io/instance={RELEASE}")
     return str(found["metadata"]["name"])
 
 

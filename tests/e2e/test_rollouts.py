@@ -59,6 +59,8 @@ def test_rollouts_lose_no_stream(replicas: int, kubectl: Kubectl, in_pod: InPod,
         for number in range(1, rollouts + 1):
             roll(kubectl, number)
         print(f"{rollouts} rollouts of {replicas} replicas are over")
+    events = kubectl("get", "events", "--field-selector", "involvedObject.kind=MiniSGLangService")
+    assert "RollingOut" in events and "Draining" in events
     print(results)
     assert set(results) == {"ok"}
     assert results["ok"] > rollouts * 5
@@ -66,7 +68,7 @@ def test_rollouts_lose_no_stream(replicas: int, kubectl: Kubectl, in_pod: InPod,
 
 def test_a_rollout_without_a_free_gpu_falls_back_in_place(kubectl: Kubectl, example: Document) -> None:
     """Every GPU but one is taken by a pod, that one by the service."""
-    nodes = kubectl.list("nodes")
+    nodes = kubectl.items("nodes")
     gpus = sum(int(node["status"]["allocatable"].get(GPU, 0)) for node in nodes)
     if gpus < 2:
         pytest.skip(f"needs two {GPU} that a node offers; patching its status makes some")
@@ -109,4 +111,4 @@ def test_an_upgrade_of_the_operator_restarts_no_worker(
     assert deployment is not None and after is not None and after["spec"] == deployment["spec"]
     assert [pod["metadata"]["uid"] for pod in kubectl.pods("smollm2")] == before
     install()
-    assert release.list("pods")
+    assert release.items("pods")

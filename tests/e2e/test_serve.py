@@ -38,7 +38,7 @@ def test_a_cache_is_filled_once_and_kept(kubectl: Kubectl, ask: Ask, example: Do
     example["spec"]["cache"] = {"size": "2Gi"}
     kubectl.apply(example)
     kubectl.wait("smollm2", "Ready", "True", seconds=READY_SECONDS)
-    assert len(kubectl.list("jobs")) == 1
+    assert len(kubectl.items("jobs")) == 1
     kubectl("delete", "msgl", "smollm2")
     until(lambda: kubectl.left() == {"pod/client", "persistentvolumeclaim/smollm2-cache"}, "kept claim alone", 90)
 

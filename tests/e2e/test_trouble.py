@@ -43,7 +43,7 @@ def ended(code: int, container: str = "worker") -> Callable[[Kubectl], bool]:
 
 
 def _states(kubectl: Kubectl, name: str | None = None) -> Iterator[Document]:
-    for pod in kubectl.list("pods"):
+    for pod in kubectl.items("pods"):
         status = pod.get("status", {})
         for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
             if name in (None, container["name"]) and pod["metadata"]["name"] != "client":
@@ -57,6 +57,10 @@ def unscheduled(kubectl: Kubectl) -> bool:
         for pod in kubectl.pods("smollm2")
         for condition in pod.get("status", {}).get("conditions", ())
     )
+
+
+def killed(kubectl: Kubectl) -> bool:
+    return any(state.get("terminated", {}).get("reason") == "OOMKilled" for state in _states(kubectl))
 
 
 def at_once(_: Kubectl) -> bool:
@@ -104,7 +108,7 @@ TROUBLES = {
         "False",
         "InvalidEngineOption",
     ),
-    "memory": Trouble({"resources": {"limits": {"memory": "400Mi"}}}, ended(137), "Degraded", "True", "OOMKilled"),
+    "memory": Trouble({"resources": {"limits": {"memory": "400Mi"}}}, killed, "Degraded", "True", "OOMKilled"),
     "crash": Trouble(
         {"env": [{"name": "PYTHONHOME", "value": "/nowhere"}], "model": {"pvc": {"claimName": "empty"}}},
         waiting("CrashLoopBackOff"),
@@ -175,7 +179,7 @@ def test_trouble_shows_as_a_condition(case: str, kubectl: Kubectl, example: Docu
 
 
 def test_a_taint_shows_and_goes(kubectl: Kubectl, example: Document) -> None:
-    nodes = [node["metadata"]["name"] for node in kubectl.list("nodes")]
+    nodes = [node["metadata"]["name"] for node in kubectl.items("nodes")]
     try:
         kubectl("taint", "nodes", *nodes, "minisgl-e2e=1:NoSchedule", "--overwrite")
         kubectl.apply(example)

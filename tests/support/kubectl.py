@@ -41,7 +41,7 @@ class Kubectl:
         text = self("get", kind, name, "-o", "json", "--ignore-not-found")
         return json.loads(text) if text else None
 
-    def list(self, kind: str, selector: str = "") -> list[Object]:
+    def items(self, kind: str, selector: str = "") -> list[Object]:
         found: list[Object] = json.loads(self("get", kind, "-o", "json", *(["-l", selector] if selector else [])))[
             "items"
         ]
@@ -49,7 +49,7 @@ class Kubectl:
 
     def pods(self, service: str) -> list[Object]:
         labels = f"serving.minisglang.io/service={service},serving.minisglang.io/component=worker"
-        return self.list("pods", labels)
+        return self.items("pods", labels)
 
     def condition(self, service: str, kind: str) -> Object:
         found = self.get("msgl", service) or {}

@@ -26,13 +26,19 @@ class OperatorProcess:
         self.health_port, self.metrics_port = free_ports(2)
         self._log = Path(tempfile.mkstemp(prefix="operator-", suffix=".log")[1])
         ports = ["--health-port", str(self.health_port), "--metrics-port", str(self.metrics_port)]
-        with self._log.open("wb") as stream:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "minisgl_operator", "run", *arguments, *ports],
-                env={**os.environ, "KUBECONFIG": str(kubeconfig)},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-            )
+        self._command = [sys.executable, "-m", "minisgl_operator", "run", *arguments, *ports]
+        self._environ = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+        self.popen = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as stream:
+            return subprocess.Popen(self._command, env=self._environ, stdout=stream, stderr=subprocess.STDOUT)
+
+    def restart(self) -> None:
+        """Ended or killed, it starts again with the same arguments."""
+        self.kill()
+        self.popen = self._start()
+        wait_until("the operator's health", self.is_healthy, 60)
 
     def __enter__(self) -> Self:
         wait_until("the operator's health", self.is_healthy, 60)

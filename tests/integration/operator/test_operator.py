@@ -154,7 +154,8 @@ def test_a_rollout_in_place_when_no_gpu_is_free(services: Services, node: FakeNo
     started = time.monotonic()
     services.wait("Ready", "True", seconds=33)
     assert time.monotonic() - started < 33
-    assert [reason for _, reason in services.events()].count("InPlaceFallback") == 1
+    reasons = [reason for _, reason in services.events()]
+    assert reasons.count("InPlaceFallback") == 1 and "RollingOut" in reasons
     assert len(node.pods()) == 1
     # A second rollout starts with a surge again.
     node.gpus = 2
@@ -244,8 +245,7 @@ def test_a_restart_at_any_point_loses_nothing(
             services.wait("Ready", "True", seconds=60)
             assert services.status()["readyReplicas"] == len(node.pods()) == 3
     finally:
-        operator.__init__(kubeconfig, IMAGES)  # type: ignore[misc]
-        operator.__enter__()
+        operator.restart()
 
 
 @pytest.mark.usefixtures("node")
@@ -263,3 +263,26 @@ def test_a_hundred_services(services: Services, operator: OperatorProcess) -> No
 
     until(lambda: ready() == 100, "a hundred ready services", 180, ready)
     assert operator.metric('minisgl_operator_reconcile_total{result="error"') == errors
+
+
+def test_an_operator_of_one_namespace_has_no_rights_elsewhere(
+    admin: client.ApiClient, controllers: ControlPlane, namespace: str, operator: OperatorProcess
+) -> None:
+    """With the chart's `watchNamespaces`: it serves its own namespace, and asks for nothing beyond."""
+    operator.kill()
+    try:
+        kubeconfig = operator_kubeconfig(controllers, admin, watch_namespaces=(namespace,))
+        outside = Services(admin, "default")
+        outside.create("outside")
+        with (
+            FakeNode(admin, namespace),
+            OperatorProcess(kubeconfig, (*IMAGES, "--watch-namespace", namespace)) as narrow,
+        ):
+            inside = Services(admin, namespace)
+            inside.create("inside")
+            inside.wait("Ready", "True", name="inside")
+            assert outside.status("outside") == {}
+            assert "forbidden" not in narrow.log().lower()
+        outside.delete("outside")
+    finally:
+        operator.restart()
