@@ -38,7 +38,8 @@ class References:
 class Gatherer:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._scraped: dict[tuple[str, str], api.Startup | None] = {}
+        self._scraped: dict[tuple[str, str], dict[str, api.Startup | None]] = {}
+        """By service, then by pod: a service's part is only ever touched by the one look at it."""
 
     def references(self, namespace: str, spec: api.Spec) -> References:
         missing: list[Missing] = []
@@ -94,10 +95,9 @@ class Gatherer:
         watched = snapshot.child("PersistentVolumeClaim", name)
         return watched or self._cluster.get(CLAIM, snapshot.namespace, name)
 
-    def forget(self, namespace: str, pods: set[str]) -> None:
-        """Drop what is remembered of pods of the namespace that are not among `pods` any more."""
-        for key in [key for key in self._scraped if key[0] == namespace and key[1] not in pods]:
-            del self._scraped[key]
+    def forget(self, namespace: str, name: str) -> None:
+        """Of a service that is gone."""
+        self._scraped.pop((namespace, name), None)
 
     def _secret(
         self, namespace: str, reference: api.TokenRef | api.ApiKeyRef, field: str, missing: list[Missing]
@@ -152,12 +152,13 @@ class Gatherer:
         if not ready:
             return None
         pod = ready[-1]
-        key = (snapshot.namespace, pod["metadata"]["name"])
-        if key not in self._scraped:
+        name = pod["metadata"]["name"]
+        known = self._scraped.get((snapshot.namespace, snapshot.name), {})
+        if name not in known:
             metrics = worker_http.scrape(pod)
-            known = None if metrics is None else startup(pod, download_pods, metrics.start_seconds)
-            self._scraped[key] = known
-        return self._scraped[key]
+            known = {name: None if metrics is None else startup(pod, download_pods, metrics.start_seconds)}
+            self._scraped[snapshot.namespace, snapshot.name] = known
+        return known[name]
 
 
 def startup(

@@ -54,9 +54,9 @@ class Reconciler:
         Raises `ClusterError` when the API server fails, for another try.
         """
         service = snapshot.service
-        self._gatherer.forget(snapshot.namespace, {pod["metadata"]["name"] for pod in snapshot.pods})
         if service is None or "deletionTimestamp" in service["metadata"]:
             self._applied.pop((snapshot.namespace, snapshot.name), None)
+            self._gatherer.forget(snapshot.namespace, snapshot.name)
             return None
         try:
             spec = api.Spec.model_validate(service["spec"])
@@ -92,7 +92,8 @@ class Reconciler:
                 plan.worker_deployment(identity, spec, chosen, rollout.strategy, fallback=rollout.fallback)
             )
         refused = self._apply(snapshot, children)
-        self._prune(snapshot, children, identity.uid)
+        if not is_held:
+            self._prune(snapshot, children, identity.uid)
         if wanted_job is not None and job is not None and plan.is_outdated_failure(job, wanted_job, _age(job)):
             self._cluster.delete(KINDS["Job"], snapshot.namespace, job["metadata"]["name"], job["metadata"]["uid"])
 
