@@ -1,7 +1,7 @@
 """A cluster in memory: what reconcile writes can be looked at again, and every call is counted.
 
 It answers as the API server does where reconcile cares: an apply gives a uid, a generation, and a new resource
-version when something changed. Nothing happens by itself: a test says what controllers and kubelet would have done.
+version when something changed. Nothing happens by itself: a test says what controllers and kubelet have done.
 """
 
 from __future__ import annotations
