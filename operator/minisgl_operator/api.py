@@ -55,25 +55,35 @@ class Rule(BaseModel):
 class Fields(BaseModel):
     """An object of the resource, whose `rules` go into its schema."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
 
 class SecretRef(Fields):
+    """A Secret of the service's namespace."""
+
     name: Name
 
 
 class TokenRef(Fields):
+    """The key of a Secret that holds an access token of the hub."""
+
     name: Name
     key: SecretKey = "HF_TOKEN"
 
 
 class ApiKeyRef(Fields):
+    """The key of a Secret that holds what clients must send as `Authorization: Bearer KEY`."""
+
     name: Name
     key: SecretKey = "api-key"
 
 
 class HuggingFace(Fields):
+    """A repository on the Hugging Face Hub, downloaded by the pods or into `cache`."""
+
     repo: Annotated[
         str,
         Field(
@@ -100,6 +110,8 @@ SubPath = Annotated[str, Field(min_length=1, max_length=512, pattern=RELATIVE_PA
 
 
 class ClaimSource(Fields):
+    """A volume that holds the model; mounted read-only."""
+
     rules = (
         Rule(
             rule="!has(self.subPath) || !self.subPath.split('/').exists(part, part == '..')",
@@ -111,12 +123,16 @@ class ClaimSource(Fields):
 
 
 class S3(Fields):
+    """Not supported by this version."""
+
     uri: Annotated[str, Field(min_length=6, max_length=1024, pattern=r"^s3://.+")]
     endpoint: ShortText | None = None
     secret_ref: SecretRef | None = None
 
 
 class Oci(Fields):
+    """An image that holds the model, mounted as a volume."""
+
     image: Annotated[
         str,
         Field(
@@ -166,9 +182,13 @@ class Cache(Fields):
         ),
     )
     size: Quantity | None = None
+    """Of a new volume, such as 40Gi."""
     storage_class_name: Name | None = None
+    """Of a new volume; the cluster's default without it."""
     access_mode: Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"] = "ReadWriteOnce"
+    """ReadWriteMany lets replicas run on several nodes."""
     existing_claim: Name | None = None
+    """A claim that is there already."""
     reclaim_policy: Annotated[
         Literal["Retain", "Delete"],
         Field(description="Whether a volume that was made here outlives the service."),
@@ -176,6 +196,8 @@ class Cache(Fields):
 
 
 class Parallelism(Fields):
+    """How one replica is split."""
+
     tensor: Annotated[Literal[1, 2, 4, 8], Field(description="GPUs that one replica is split over.")] = 1
 
 
@@ -206,6 +228,8 @@ OWNED_FLAGS = (
 
 
 class Engine(Fields):
+    """Options of the worker; what is not given is the worker's own choice."""
+
     rules = (
         Rule(
             rule="!has(self.extraArgs) || !self.extraArgs.exists(arg, "
@@ -214,15 +238,25 @@ class Engine(Fields):
         ),
     )
     device: Literal["cuda", "cpu"] = "cuda"
+    """cuda: one GPU for each rank. cpu: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """auto: the checkpoint's own on a GPU, float32 on a CPU."""
     max_sequence_length: Annotated[int, Field(ge=2, le=16777216)] | None = None
+    """Tokens of the longest request, prompt and answer together."""
     max_running_requests: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Requests that run at once."""
     memory_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the free memory for model and KV pool."""
     attention_backend: Annotated[str, Field(max_length=64, pattern=r"^[a-z_0-9]+(,[a-z_0-9]+)?$")] | None = None
+    """One name, or one for prefill and one for decode: `a,b`."""
     cache_type: Literal["radix", "naive"] = "radix"
+    """Prefix cache: a radix tree, or none."""
     page_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Tokens of one page of the KV pool."""
     cuda_graph_max_batch: Annotated[int, Field(ge=0, le=4096)] | None = None
+    """Not supported by this version."""
     max_prefill_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
+    """Tokens of one step; longer prompts are read in chunks."""
     extra_args: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=512)]],
         Field(max_length=32, description="More options for the worker, as its --help lists them."),
@@ -255,11 +289,15 @@ StringMap = Annotated[dict[str, ShortText], Field(max_length=64)]
 
 
 class Resources(Fields):
+    """Of the worker's container, as in a pod; GPUs are added by the operator."""
+
     requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
 
 
 class Scheduling(Fields):
+    """Where pods may run, as in a pod's spec."""
+
     node_selector: StringMap = {}
     tolerations: Annotated[list[Raw], Field(max_length=32)] = []
     affinity: Raw | None = None
@@ -269,6 +307,8 @@ class Scheduling(Fields):
 
 
 class EnvVar(Fields):
+    """An environment variable, as in a pod's spec."""
+
     rules = (
         Rule(
             rule="!has(self.value) || !has(self.valueFrom)",
@@ -281,10 +321,15 @@ class EnvVar(Fields):
 
 
 class Probes(Fields):
+    """How long a pod may take to be ready."""
+
     startup_timeout_seconds: Annotated[int, Field(ge=10, le=86400)] = 1800
+    """After so long without being ready, the worker is restarted."""
 
 
 class Rollout(Fields):
+    """How a changed spec takes over."""
+
     rules = (
         Rule(
             rule="self.progressDeadlineSeconds > self.minReadySeconds",
@@ -299,12 +344,18 @@ class Rollout(Fields):
         ),
     ] = "Auto"
     surge_timeout_seconds: Annotated[int, Field(ge=0, le=86400)] = 60
+    """How long a surge waits for a free GPU before Auto falls back in place."""
     min_ready_seconds: Annotated[int, Field(ge=0, le=3600)] = 0
+    """How long a pod must be ready before it counts."""
     drain_timeout_seconds: Annotated[int, Field(ge=0, le=86400)] = 120
+    """How long requests in flight may go on in a pod that ends."""
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=172800)] = 2400
+    """A rollout without progress for so long is reported."""
 
 
 class Autoscaling(Fields):
+    """Not supported by this version."""
+
     rules = (
         Rule(
             rule="self.minReplicas <= self.maxReplicas",
@@ -320,15 +371,22 @@ class Autoscaling(Fields):
 
 
 class Auth(Fields):
+    """Who may ask."""
+
     api_key_secret_ref: ApiKeyRef
 
 
 class Tls(Fields):
+    """Not supported by this version."""
+
     secret_name: Name
 
 
 class NetworkPolicy(Fields):
+    """Which pods may connect, where the cluster's network enforces NetworkPolicies."""
+
     enabled: bool = False
+    """Whether there is one."""
     allow_from: Annotated[
         list[Raw],
         Field(
@@ -339,17 +397,24 @@ class NetworkPolicy(Fields):
 
 
 class Service(Fields):
+    """The Service in front of the pods."""
+
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     port: Annotated[int, Field(ge=1, le=65535)] = 80
+    """Port of the URL; the pods listen on 8000."""
     annotations: StringMap = {}
 
 
 class Monitoring(Fields):
+    """Not supported by this version."""
+
     pod_monitor: bool = False
     labels: StringMap = {}
 
 
 class Gateway(Fields):
+    """Not supported by this version."""
+
     inference_pool: bool = False
     parent_ref: Raw | None = None
 
@@ -391,22 +456,29 @@ class Spec(Fields):
     model: Model
     cache: Cache | None = None
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pods, each with GPUs of its own."""
     parallelism: Parallelism = Parallelism()
     engine: Engine = Engine()
     image: Image = Image()
     image_pull_secrets: Annotated[list[SecretRef], Field(max_length=16)] = []
+    """For the worker's image."""
     resources: Resources | None = None
     gpu_resource_name: Annotated[
         str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9.-]+/[-a-zA-Z0-9._]+$")
     ] = "nvidia.com/gpu"
+    """What nodes call their GPUs."""
     shared_memory: Annotated[
         Quantity | None, Field(description="Size of /dev/shm; 1Gi for each GPU by default.")
     ] = None
     scheduling: Scheduling = Scheduling()
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
+    """Of the worker and of the download."""
     env_from: Annotated[list[Raw], Field(max_length=16)] = []
+    """Of the worker and of the download."""
     pod_labels: StringMap = {}
+    """More labels of worker pods."""
     pod_annotations: StringMap = {}
+    """Annotations of worker pods."""
     probes: Probes = Probes()
     rollout: Rollout = Rollout()
     autoscaling: Autoscaling | None = None
@@ -417,6 +489,7 @@ class Spec(Fields):
     monitoring: Monitoring | None = None
     gateway: Gateway | None = None
     suspend: bool = False
+    """No pods, and all else stays: the GPUs are free."""
 
 
 class Condition(Fields):
@@ -446,13 +519,18 @@ class Startup(Fields):
 class Status(Fields):
     observed_generation: int | None = None
     url: Text | None = None
+    """Base URL of the OpenAI API within the cluster."""
     served_model: ShortText | None = None
+    """The model's name in the API."""
     selector: Text | None = None
     replicas: int | None = None
     ready_replicas: int | None = None
     updated_replicas: int | None = None
+    """Pods of the newest revision."""
     current_revision: ShortText | None = None
+    """Of the pod template that the Deployment has."""
     worker_image: Text | None = None
+    """Pinned until the spec asks for another."""
     cache: CacheStatus | None = None
     last_startup: Startup | None = None
     conditions: Annotated[list[Condition], Field(max_length=16)] = []

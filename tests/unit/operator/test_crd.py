@@ -107,6 +107,7 @@ def test_fields_keep_what_their_class_says() -> None:
         "minimum": 0,
         "exclusiveMinimum": True,
         "maximum": 1,
+        "description": "Share of the free memory for model and KV pool.",
     }
     assert NODES[".spec.parallelism.tensor"] == {
         "type": "integer",
