@@ -39,7 +39,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     overrides: Any = SHAPE | FAMILIES[request.param]
     path = make_tiny_model(request.param, tmp_path_factory.mktemp("models") / request.param, **overrides)
     Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(path / "tokenizer.json"))
-    return path, Judge(path)
+    return path, Judge(path, misses=0.05 if request.param == "qwen3_moe" else 0.0)
 
 
 def prompts() -> list[list[int]]:
@@ -61,9 +61,8 @@ def test_greedy_tokens_are_among_the_likeliest(case: tuple[Path, Judge], options
         assert llm.stats.used_pages == 0
         again = llm.generate(prompts(), each)  # now from the prefix cache, and in rows used before
     for done in (completions, again):
-        for prompt, length, completion in zip(prompts(), lengths, done, strict=True):
-            assert len(completion.token_ids) == length
-            judge.check(prompt, completion.token_ids)
+        assert [len(completion.token_ids) for completion in done] == lengths
+        judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in done])
 
 
 def test_sampled_rows_leave_greedy_ones_alone(case: tuple[Path, Judge]) -> None:
@@ -78,7 +77,6 @@ def test_sampled_rows_leave_greedy_ones_alone(case: tuple[Path, Judge]) -> None:
         each = [SamplingParams(max_tokens=20, ignore_eos=True, **kinds[i % len(kinds)]) for i in range(24)]
         with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=24, num_pages=1024) as llm:
             completions = llm.generate(prompts(), each)
-        for prompt, params, completion in zip(prompts(), each, completions, strict=True):
-            assert len(completion.token_ids) == 20
-            if params.greedy:
-                judge.check(prompt, completion.token_ids)
+        assert all(len(completion.token_ids) == 20 for completion in completions)
+        greedy = [c for c, params in zip(completions, each, strict=True) if params.greedy]
+        judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in greedy])

@@ -48,6 +48,17 @@ def test_silu_and_mul(size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "into"), [(4096, 1024), (1024, 3072), (7168, 5120), (99, 70)])
+def test_gemv(out: int, into: int, bias: bool, dtype: torch.dtype) -> None:
+    x, weight, offset = normal(1, into, dtype=dtype), normal(out, into, dtype=dtype), normal(out, dtype=dtype)
+    result = kernels_for(x, "gemv").gemv(x, weight, offset if bias else None)
+    expected = F.linear(x.double(), weight.double(), offset.double() if bias else None)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert (result - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(16, 8, 128), (40, 8, 128), (8, 2, 8), (9, 3, 64)])
 def test_rotate_and_store(heads: int, kv_heads: int, head_dim: int, norm: bool, dtype: torch.dtype) -> None:

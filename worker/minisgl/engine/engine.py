@@ -105,6 +105,8 @@ class Engine:
         if not hidden.shape[0]:
             return step.rows
         logits = self._model.logits(hidden)
+        if step.choice <= Choice.DRAWN and logits.is_cuda:
+            return self._rows.draw(logits, step.rows)
         if step.choice is Choice.GREEDY:
             tokens = greedy(logits)
         else:

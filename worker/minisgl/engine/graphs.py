@@ -69,8 +69,4 @@ class DecodeGraphs:
         step = kernels.advance(rows, table.last_tokens, table.lengths, table.block_table, table.page_size)
         attend = self._attention.decode_at(step.slots, step.tables, step.lengths)
         logits = self._model.logits(self._model(step.tokens, step.positions, attend))
-        params = table.sampling
-        tokens = kernels.sample(
-            logits, rows, params.temperature, params.top_k, params.seed, params.generated, table.last_tokens
-        )
-        return tokens, logits
+        return table.draw(logits, rows), logits

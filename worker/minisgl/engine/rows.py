@@ -16,6 +16,7 @@ from minisgl.attention.base import Chunk, StepMetadata
 from minisgl.core.batch import Batch, Join, PageWrite
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.sampler import SamplingRows
+from minisgl.kernel import kernels_for
 
 
 class Choice(IntEnum):
@@ -119,6 +120,14 @@ class Rows:
         """`tokens`, int64 [S], have been sampled for `rows`."""
         self.last_tokens.index_copy_(0, rows, tokens)
         self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
+
+    def draw(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """On CUDA: the next tokens of `rows`, int64 [S], greedy or drawn from all tokens, and committed."""
+        params = self.sampling
+        tokens: Tensor = kernels_for(logits, "step").sample(
+            logits, rows, params.temperature, params.top_k, params.seed, params.generated, self.last_tokens
+        )
+        return tokens
 
     def _join(self, joins: list[Join]) -> None:
         for join in joins:

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minisgl.kernel.launch import begin, early
+
 HEADS_PER_PROGRAM = 8
 
 
@@ -18,12 +20,15 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     out = torch.empty_like(x)
     size = x.shape[1]
     block = triton.next_power_of_2(size)
-    _add_rms_norm[(x.shape[0],)](x, residual, weight, out, size, eps, block, num_warps=_warps(block))
+    _add_rms_norm[(x.shape[0],)](
+        x, residual, weight, out, size, eps, block, early(), num_warps=_warps(block), launch_pdl=early()
+    )  # fmt: skip
     return out
 
 
 @triton.jit
-def _add_rms_norm(x, residual, weight, out, size, eps, block: tl.constexpr):
+def _add_rms_norm(x, residual, weight, out, size, eps, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
     start = tl.program_id(0).to(tl.int64) * size
     columns = tl.arange(0, block)
     mask = columns < size
@@ -42,12 +47,13 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((rows, size))
     if rows:
-        _silu_and_mul[(rows, triton.cdiv(size, 1024))](gate_up, out, size, 1024)
+        _silu_and_mul[(rows, triton.cdiv(size, 1024))](gate_up, out, size, 1024, early(), launch_pdl=early())
     return out
 
 
 @triton.jit
-def _silu_and_mul(gate_up, out, size, block: tl.constexpr):
+def _silu_and_mul(gate_up, out, size, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
     mask = columns < size
@@ -79,6 +85,7 @@ def rotate_and_store(
     _rotate_and_store[(tokens, triton.cdiv(every, HEADS_PER_PROGRAM))](
         heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, cache.stride(0),
         query_heads, kv_heads, head_dim, norms is not None, HEADS_PER_PROGRAM, triton.next_power_of_2(head_dim),
+        early(), launch_pdl=early(),
     )  # fmt: skip
     return query, key, heads[:, query_heads + kv_heads :]
 
@@ -87,8 +94,9 @@ def rotate_and_store(
 def _rotate_and_store(
     heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, slot_stride,
     query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, normalize: tl.constexpr,
-    head_block: tl.constexpr, block: tl.constexpr,
+    head_block: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    begin(early)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * head_block + tl.arange(0, head_block))[:, None]
     column = tl.arange(0, block)[None, :]

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minisgl.kernel.launch import begin, early
+
 VOCAB_BLOCK = 4096
 """Logits that one program reads."""
 
@@ -46,15 +48,18 @@ def advance(
         torch.empty((count, width), dtype=torch.int32, device=rows.device),
     )
     padding = last_tokens.shape[0] - 1
-    _advance[(count,)](rows, last_tokens, lengths, block_table, *made, width, padding, page_size, 128)
+    _advance[(count,)](
+        rows, last_tokens, lengths, block_table, *made, width, padding, page_size, 128, early(), launch_pdl=early()
+    )
     return made
 
 
 @triton.jit
 def _advance(
     rows, last_tokens, all_lengths, block_table, tokens, positions, slots, lengths, tables, width, padding,
-    page_size: tl.constexpr, block: tl.constexpr,
+    page_size: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    begin(early)
     index = tl.program_id(0)
     row = tl.load(rows + index)
     position = tl.load(all_lengths + row)
@@ -92,17 +97,23 @@ def sample(
     where = torch.empty((count, width), dtype=torch.int32, device=logits.device)
     weight = torch.empty_like(most)
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
-    _scan[(count, blocks)](logits, rows, temperature, most, where, weight, vocab, width, VOCAB_BLOCK, num_warps=8)
+    _scan[(count, blocks)](
+        logits, rows, temperature, most, where, weight, vocab, width, VOCAB_BLOCK, early(), num_warps=8,
+        launch_pdl=early(),
+    )  # fmt: skip
     _pick[(count,)](
         logits, rows, temperature, top_k, seed, generated, most, where, weight, tokens, last_tokens,
-        vocab, blocks, width, VOCAB_BLOCK, num_warps=8,
+        vocab, blocks, width, VOCAB_BLOCK, early(), num_warps=8, launch_pdl=early(),
     )  # fmt: skip
     return tokens
 
 
 @triton.jit
-def _scan(logits, rows, temperature, most, where, weight, vocab, width, block: tl.constexpr):
+def _scan(
+    logits, rows, temperature, most, where, weight, vocab, width, block: tl.constexpr, early: tl.constexpr
+):  # fmt: skip
     """Of each block of a row's logits: the largest, its index, and the sum of exp((logit - largest) / T)."""
+    begin(early)
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = part * block + tl.arange(0, block)
     values = tl.load(logits + index * vocab + column, column < vocab, -float("inf")).to(tl.float32)
@@ -117,9 +128,10 @@ def _scan(logits, rows, temperature, most, where, weight, vocab, width, block: t
 @triton.jit
 def _pick(
     logits, rows, temperature, top_k, seed, generated, most, where, weight, tokens, last_tokens,
-    vocab, blocks, width: tl.constexpr, block: tl.constexpr,
+    vocab, blocks, width: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """The token at which the cumulated probability passes a draw: first its block, then its place there."""
+    begin(early)
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + index)
     divisor = tl.load(temperature + row)
