@@ -37,15 +37,11 @@ class FlashInferBackend:
         """Of each layer, keys and values [num_pages, page_size, kv_heads, head_dim]; not contiguous."""
         self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=self._device)
         self._semaphores = torch.zeros(SEMAPHORE_BYTES // 4, dtype=torch.int32, device=self._device)
+        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper
         self._wrappers = cycle(
-            [
-                {
-                    window: flashinfer.BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend="auto")
-                    for window in set(windows)
-                }
-                for _ in range(PLANS_IN_FLIGHT)
-            ]
+            [{window: wrapper(self._workspace, "NHD") for window in set(windows)} for _ in range(PLANS_IN_FLIGHT)]
         )
+        """One for each window, which each has its own plan."""
 
     # ---- decode ----
 
@@ -61,18 +57,9 @@ class FlashInferBackend:
         def decode(layer: int, query: Tensor, _key: Tensor, _value: Tensor, out: Tensor) -> None:
             keys, values = self._caches[layer]
             xqa(
-                query.unsqueeze(1),
-                keys,
-                values,
-                tables,
-                lengths,
-                out.unsqueeze(1),
-                self._workspace,
-                self._semaphores,
-                kv_heads,
-                page_size,
-                sliding_win_size=self._windows[layer] or 0,
-            )
+                query.unsqueeze(1), keys, values, tables, lengths, out.unsqueeze(1), self._workspace,
+                self._semaphores, kv_heads, page_size, sliding_win_size=self._windows[layer] or 0,
+            )  # fmt: skip
 
         return decode
 
@@ -82,38 +69,23 @@ class FlashInferBackend:
         page_size, width = self._pool.page_size, step.block_table.shape[1]
         lengths = [chunk.start + chunk.length for chunk in step.chunks]
         pages = [-(-length // page_size) for length in lengths]
-        places = [
-            torch.arange(chunk.row * width, chunk.row * width + count)
-            for chunk, count in zip(step.chunks, pages, strict=True)
-        ]
-        numbers = step.block_table.view(-1).index_select(0, self._upload(torch.cat(places)))
+        places = [torch.arange(c.row * width, c.row * width + n) for c, n in zip(step.chunks, pages, strict=True)]
+        places_on_device = torch.cat(places).pin_memory().to(self._device, non_blocking=True)
+        numbers = step.block_table.view(-1).index_select(0, places_on_device)
         query_starts = _starts([chunk.length for chunk in step.chunks])
-        page_starts = _starts(pages)
         last = torch.tensor([(length - 1) % page_size + 1 for length in lengths], dtype=torch.int32)
         wrappers = next(self._wrappers)
 
         for window, wrapper in wrappers.items():
             wrapper.plan(
-                query_starts,
-                page_starts,
-                numbers,
-                last,
-                self._num_heads,
-                self._pool.kv_heads,
-                self._pool.head_dim,
-                page_size,
-                causal=True,
-                window_left=-1 if window is None else window - 1,
-                q_data_type=self._dtype,
-            )
+                query_starts, _starts(pages), numbers, last, self._num_heads, self._pool.kv_heads,
+                self._pool.head_dim, page_size, causal=True, window_left=(window or 0) - 1, q_data_type=self._dtype,
+            )  # fmt: skip
 
         def prefill(layer: int, query: Tensor, _key: Tensor, _value: Tensor, out: Tensor) -> None:
             wrappers[self._windows[layer]].run(query, self._caches[layer], out=out)
 
         return prefill
-
-    def _upload(self, values: Tensor) -> Tensor:
-        return values.pin_memory().to(self._device, non_blocking=True)
 
 
 def _starts(counts: list[int]) -> Tensor:

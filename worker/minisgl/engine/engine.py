@@ -44,10 +44,10 @@ class Engine:
         """Seconds of each part of the start."""
         device = torch.device("cuda", config.tp_rank) if config.device == "cuda" else torch.device("cpu")
         dtype: torch.dtype = getattr(torch, config.dtype)
-        setting = Setting(
-            device, dtype, config.page_size, model.head_dim, query_heads=model.num_heads // model.num_kv_heads
+        group = model.num_heads // model.num_kv_heads
+        backends = choose_attention(
+            config.attention, Setting(device, dtype, config.page_size, model.head_dim, group)
         )
-        backends = choose_attention(config.attention, setting)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
@@ -130,19 +130,17 @@ class Engine:
 
     def _capture(self, most: int, model: ModelConfig) -> DecodeGraphs | None:
         """Graphs for up to `most` decode rows; None, and the log says why, when steps cannot be captured."""
-        obstacle = None
         if not isinstance(self._stream, CudaStream) or most < 1:
             return None
         if not self._attention.can_capture:
-            obstacle = "the attention backend for decode needs the host in every step"
+            logger.info("no CUDA graphs: the attention backend for decode needs the host in every step")
         elif any(model.is_sparse(layer) for layer in range(model.num_layers)):
-            obstacle = "the experts of this model are chosen on the host"
+            logger.info("no CUDA graphs: the experts of this model are gathered by the host")
         elif self._comm.size > 1:
-            obstacle = "several ranks"
-        if obstacle is not None:
-            logger.info("no CUDA graphs: %s", obstacle)
-            return None
-        return DecodeGraphs(most, self._model, self._rows, self._attention, self._stream.stream)
+            logger.info("no CUDA graphs: several ranks")
+        else:
+            return DecodeGraphs(most, self._model, self._rows, self._attention, self._stream.stream)
+        return None
 
     def _warm_up(self) -> None:
         """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""

@@ -64,13 +64,9 @@ def _silu_and_mul(gate_up, out, size, block: tl.constexpr, early: tl.constexpr):
 
 
 def rotate_and_store(
-    heads: Tensor,
-    kv_heads: int,
-    norms: tuple[Tensor, Tensor, float] | None,
-    rotation: Tensor,
-    cache: Tensor,
+    heads: Tensor, kv_heads: int, norms: tuple[Tensor, Tensor, float] | None, rotation: Tensor, cache: Tensor,
     slots: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Normalize and rotate query and key heads; store keys and values in the KV cache.
 
     heads [T, heads + 2 kv_heads, head_dim], contiguous: queries, keys, values; norms: weights [head_dim] of query

@@ -77,14 +77,9 @@ def _advance(
 
 
 def sample(
-    logits: Tensor,
-    rows: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    seed: Tensor,
-    generated: Tensor,
+    logits: Tensor, rows: Tensor, temperature: Tensor, top_k: Tensor, seed: Tensor, generated: Tensor,
     last_tokens: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """logits [S, vocab] of `rows`, int64 [S] -> their next tokens, int64 [S], greedy or drawn from all tokens.
 
     The other arguments are of every row of the request table. Adds one to `generated` of the rows, and writes the
