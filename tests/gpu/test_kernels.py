@@ -60,9 +60,12 @@ def test_gemv(out: int, into: int, bias: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("tokens", [61, 1100])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(16, 8, 128), (40, 8, 128), (8, 2, 8), (9, 3, 64)])
-def test_rotate_and_store(heads: int, kv_heads: int, head_dim: int, norm: bool, dtype: torch.dtype) -> None:
-    tokens, slots_in_pool = 61, 500
+def test_rotate_and_store(
+    heads: int, kv_heads: int, head_dim: int, tokens: int, norm: bool, dtype: torch.dtype
+) -> None:
+    slots_in_pool = 1500
     every = normal(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     weights = normal(2, head_dim, dtype=dtype)
     rotary = Rotary(RopeConfig(), head_dim, 4000)

@@ -79,7 +79,8 @@ class FlashInferBackend:
         for window, wrapper in wrappers.items():
             wrapper.plan(
                 query_starts, _starts(pages), numbers, last, self._num_heads, self._pool.kv_heads,
-                self._pool.head_dim, page_size, causal=True, window_left=(window or 0) - 1, q_data_type=self._dtype,
+                self._pool.head_dim, page_size, causal=True, window_left=(window or 0) - 1,
+                q_data_type=self._dtype,
             )  # fmt: skip
 
         def prefill(layer: int, query: Tensor, _key: Tensor, _value: Tensor, out: Tensor) -> None:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from minisgl.kernel.launch import begin, early
 
-HEADS_PER_PROGRAM = 8
-
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Add `x` to `residual` [T, size], contiguous, in place, and return the sum normalized and times `weight`."""
@@ -78,9 +76,10 @@ def rotate_and_store(
     query = heads.new_empty((tokens, query_heads, head_dim))
     key = heads.new_empty((tokens, kv_heads, head_dim))
     query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
-    _rotate_and_store[(tokens, triton.cdiv(every, HEADS_PER_PROGRAM))](
+    head_block = 8 if tokens <= 1024 else 32  # of one program: few, as long as there are not enough programs
+    _rotate_and_store[(tokens, triton.cdiv(every, head_block))](
         heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, cache.stride(0),
-        query_heads, kv_heads, head_dim, norms is not None, HEADS_PER_PROGRAM, triton.next_power_of_2(head_dim),
+        query_heads, kv_heads, head_dim, norms is not None, head_block, triton.next_power_of_2(head_dim),
         early(), launch_pdl=early(),
     )  # fmt: skip
     return query, key, heads[:, query_heads + kv_heads :]
