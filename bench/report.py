@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
 """Variables that change the speed of operators on a CPU."""
 
@@ -50,8 +52,8 @@ def print_table(title: str, rows: list[Row]) -> None:
         )
 
 
-def as_json(row: Row) -> dict[str, Any]:
-    return {
+def as_json(row: Row, step_ms: float | None = None) -> dict[str, Any]:
+    return ({} if step_ms is None else {"decode_step_ms": round(step_ms, 4)}) | {
         "engine": row.engine,
         "median_seconds": round(row.median_seconds, 4),
         "seconds": [round(s, 4) for s in row.seconds],
@@ -67,8 +69,14 @@ def write(path: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"python": platform.python_version()} | _versions("torch", "transformers", "minisgl"),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version()}
+        | _versions("torch", "transformers", "minisgl", "triton", "flashinfer-python"),
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
         "settings": settings,
         "results": results,
@@ -79,6 +87,8 @@ def write(path: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -
 
 
 def _commit() -> str:
+    if "MINISGL_BENCH_COMMIT" in os.environ:  # a copy of the tree without its history
+        return os.environ["MINISGL_BENCH_COMMIT"]
     try:
         ran = subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True

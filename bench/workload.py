@@ -24,6 +24,10 @@ class Workload:
     def output_tokens(self) -> int:
         return sum(self.output_lengths)
 
+    def first_tokens(self) -> Workload:
+        """The same prompts, with one token generated for each."""
+        return Workload(self.prompts, [1] * len(self.prompts))
+
 
 def uniform(
     seed: int, requests: int, inputs: tuple[int, int], outputs: tuple[int, int], vocab_size: int

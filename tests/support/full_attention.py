@@ -7,9 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minisgl.attention.base import Target
 from minisgl.distributed import Communicator
 from minisgl.models.checkpoint import inspect
 from minisgl.models.loader import load_model
+
+
+class Nowhere(Target):
+    def store(self, key: Tensor, value: Tensor) -> None:
+        pass
 
 
 class FullAttention:
@@ -17,6 +23,9 @@ class FullAttention:
 
     def __init__(self, windows: tuple[int | None, ...]) -> None:
         self.windows = windows
+
+    def target(self, layer: int) -> Target:  # noqa: ARG002  nothing is kept
+        return Nowhere(torch.empty(0), torch.empty(0))
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query [T, heads, head_dim], key and value [T, kv_heads, head_dim] -> [T, heads, head_dim]."""

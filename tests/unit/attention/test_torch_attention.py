@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import Attend, Chunk, StepMetadata
-from minisgl.attention.registry import check_attention, create_attention
+from minisgl.attention import registry
+from minisgl.attention.base import Attend, Chunk, StepMetadata, Target
+from minisgl.attention.registry import Setting, choose_attention, create_attention
 from minisgl.kvcache.pool import KVPool
 from minisgl.utils.errors import UserError
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HEAD_DIM = 16
 TOLERANCE = 2e-5
 
@@ -70,7 +71,7 @@ class Scene:
         self.query = [[normal(length, heads, HEAD_DIM) for length in lengths] for _ in windows]
         self.key = [[normal(length, kv_heads, HEAD_DIM) for length in lengths] for _ in windows]
         self.value = [[normal(length, kv_heads, HEAD_DIM) for length in lengths] for _ in windows]
-        self.attention = create_attention(("torch", "torch"), self.pool, windows)
+        self.attention = create_attention(("torch", "torch"), self.pool, windows, heads)
 
     def slots(self, row: int, start: int, length: int) -> Tensor:
         positions = torch.arange(start, start + length)
@@ -81,7 +82,8 @@ class Scene:
         """Put the first `length` tokens of `row` into the pool."""
         for layer in range(len(self.windows)):
             slots = self.slots(row, 0, length)
-            self.pool.store(layer, slots, self.key[layer][row][:length], self.value[layer][row][:length])
+            target = Target(self.pool.slots[layer], slots)
+            target.store(self.key[layer][row][:length], self.value[layer][row][:length])
 
     def plan(self, works: list[Work], decode_rows: Tensor | None = None) -> Attend:
         decodes = [work for work in works if work.decode]
@@ -105,7 +107,9 @@ class Scene:
             return torch.cat([tensors[work.row][work.start : work.start + work.length] for work in works])
 
         attend = attend or self.plan(works)
-        return attend(layer, of(self.query[layer]), of(self.key[layer]), of(self.value[layer]))
+        key, value = of(self.key[layer]), of(self.value[layer])
+        attend.target(layer).store(key, value)
+        return attend(layer, of(self.query[layer]), key, value)
 
     def expected(self, works: list[Work], layer: int = 0) -> Tensor:
         window = self.windows[layer]
@@ -229,5 +233,35 @@ def test_groups_follow_the_rows_as_they_grow_and_change() -> None:
 
 @pytest.mark.parametrize("names", [("torch", "fast"), ("fast", "torch")])
 def test_an_unknown_backend_is_refused_by_name(names: tuple[str, str]) -> None:
-    with pytest.raises(UserError, match="--attn fast: this backend is not available; allowed: torch"):
-        check_attention(names)
+    with pytest.raises(
+        UserError, match="--attn fast: this backend is not available; allowed: auto, torch, flashinfer"
+    ):
+        choose_attention(names, SETTING)
+
+
+SETTING = Setting(CPU, torch.bfloat16, page_size=16, head_dim=64, query_heads=4)
+
+
+def test_a_cpu_gets_torch_unasked() -> None:
+    assert choose_attention(("auto", "auto"), SETTING) == ("torch", "torch")
+    assert choose_attention(("auto", "torch"), SETTING) == ("torch", "torch")
+
+
+@pytest.mark.parametrize(
+    ("setting", "installed", "words"),
+    [
+        (SETTING, True, "it needs a CUDA device"),
+        (SETTING._replace(device=CUDA), False, "the package flashinfer-python is not installed"),
+        (SETTING._replace(device=CUDA, dtype=torch.float32), True, "it needs float16 or bfloat16, not float32"),
+        (SETTING._replace(device=CUDA, head_dim=80), True, "heads of 64, 128 or 256 dimensions, not 80"),
+        (SETTING._replace(device=CUDA, page_size=8), True, "needs --page-size 16, 32, 64 or 128, not 8"),
+    ],
+)
+def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
+    setting: Setting, installed: bool, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with pytest.raises(UserError, match=f"^--attn flashinfer: cannot be used for .*{words}; --attn torch works$"):
+        choose_attention(("flashinfer", "flashinfer"), setting)
+    assert choose_attention(("torch", "auto"), setting) == ("torch", "torch")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minisgl.core.config import EngineConfig
+from minisgl.engine.graphs import captured_sizes
 from minisgl.engine.memory import AUTOMATIC_CPU_BYTES, count_pages, free_bytes
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
@@ -55,6 +56,13 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
             failed.tokens()
     assert ran == [1]
     stream.close()
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (20, [1, 2, 4, 8, 16, 20])]
+)
+def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, sizes: list[int]) -> None:
+    assert captured_sizes(most) == sizes
 
 
 def test_steps_build_no_autograd_graph() -> None:

@@ -35,8 +35,8 @@ def test_every_option_reaches_the_configuration() -> None:
     line = (
         "--revision v1 --served-model-name name --dtype float16 --dummy-weight --host ::1 --port 0 --api-key k"
         " --num-tokenizer 3 --max-queued-requests 5 --max-body-size 6 --drain-grace 0.5 --drain-timeout 8"
-        " --log-level debug --shell --tp 2 --attn torch,torch --cache naive --page-size 4 --num-pages 100"
-        " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10"
+        " --log-level debug --shell --tp 2 --attn torch,flashinfer --cache naive --page-size 4 --num-pages 100"
+        " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10 --cuda-graph-max-batch 6"
     )
     options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1")
     assert (options.model, options.revision) == ("some/model", "v1")
@@ -47,10 +47,10 @@ def test_every_option_reaches_the_configuration() -> None:
         "/path",
         "cpu",
         "float16",
-        ("torch", "torch"),
+        ("torch", "flashinfer"),
     )
     assert (engine.page_size, engine.num_pages, engine.max_running_requests, engine.max_seq_len) == (4, 100, 7, 99)
-    assert (engine.dummy_weight, engine.tp_size) == (True, 2)
+    assert (engine.dummy_weight, engine.tp_size, engine.cuda_graph_max_batch) == (True, 2, 6)
     assert (scheduler.cache, scheduler.prefill_budget, scheduler.overlap) == ("naive", 10, False)
     assert (server.served_model_name, server.host, server.port, server.api_key) == ("name", "::1", 0, "k")
     assert (server.max_queued_requests, server.max_body_size) == (5, 6)
@@ -194,7 +194,7 @@ def test_every_option_is_documented_with_its_default() -> None:
 
 
 def test_the_known_attention_backends_are_the_engines() -> None:
-    assert set(ATTENTION_BACKENDS) == set(BACKENDS)
+    assert set(ATTENTION_BACKENDS) == {"auto", *BACKENDS}
 
 
 def test_a_model_must_be_named() -> None:

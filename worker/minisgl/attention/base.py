@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
+
+
+class Target(NamedTuple):
+    """Where the keys and values of a step's tokens go, in one layer."""
+
+    cache: Tensor
+    """[slots, 2, kv_heads, head_dim]: keys (0) and values (1)."""
+    slots: Tensor
+    """int64 [T], all different."""
+
+    def store(self, key: Tensor, value: Tensor) -> None:
+        """Write key and value [T, kv_heads, head_dim]."""
+        self.cache.index_copy_(0, self.slots, torch.stack((key, value), dim=1))
 
 
 class Attend(Protocol):
     """Causal attention of one step, for the layer that calls it."""
 
+    def target(self, layer: int) -> Target:
+        """Where the layer stores its keys and values before it attends."""
+        ...
+
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store the keys and values of the step's tokens, then attend to all that their requests have.
+        """Attend to all tokens that the step's requests have: `key` and `value` are in `target` already.
 
         query [T, heads, head_dim], key and value [T, kv_heads, head_dim] -> [T, heads, head_dim]. Scores are
         scaled by ``head_dim ** -0.5``; the layer's sliding window applies.
@@ -71,3 +89,12 @@ class PrefillBackend(Protocol):
 
 class Backend(DecodeBackend, PrefillBackend, Protocol):
     """One that can do both."""
+
+
+@runtime_checkable
+class GraphBackend(Protocol):
+    """A decode backend whose launches depend on nothing but what is on the device: they can be captured."""
+
+    def decode_at(self, tables: Tensor, lengths: Tensor) -> Part:
+        """Attention of one token in each of D rows, with tables int32 [D, pages] and lengths int32 [D]."""
+        ...

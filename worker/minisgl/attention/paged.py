@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import Attend, DecodeBackend, PrefillBackend, StepMetadata
+from minisgl.attention.base import DecodeBackend, GraphBackend, Part, PrefillBackend, StepMetadata, Target
 from minisgl.kvcache.pool import KVPool
 
 
+@dataclass(slots=True, frozen=True)
+class StepAttention:
+    """What the model calls in each layer of one step: `minisgl.attention.base.Attend`."""
+
+    pool: KVPool
+    slots: Tensor
+    decodes: int
+    """So many of the step's tokens, the first ones, are of decode rows."""
+    decode: Part | None
+    prefill: Part | None
+
+    def target(self, layer: int) -> Target:
+        return Target(self.pool.slots[layer], self.slots)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        n = self.decodes
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self.decode is not None:
+            self.decode(layer, query[:n], key[:n], value[:n], out[:n])
+        if self.prefill is not None:
+            self.prefill(layer, query[n:], key[n:], value[n:], out[n:])
+        return out
+
+
 class PagedAttention:
-    """Plans the attention of every step; stores the step's keys and values."""
+    """Plans the attention of every step."""
 
     def __init__(self, pool: KVPool, prefill: PrefillBackend, decode: DecodeBackend) -> None:
         self._pool = pool
         self._prefill = prefill
         self._decode = decode
 
-    def plan(self, step: StepMetadata) -> Attend:
-        """What the model calls in each layer of this step."""
+    def plan(self, step: StepMetadata) -> StepAttention:
         decodes = len(step.host_lengths)
-        pool, slots = self._pool, step.slots
-        decode = self._decode.plan_decode(step) if decodes else None
-        prefill = self._prefill.plan_prefill(step) if step.chunks else None
+        return StepAttention(
+            self._pool,
+            step.slots,
+            decodes,
+            self._decode.plan_decode(step) if decodes else None,
+            self._prefill.plan_prefill(step) if step.chunks else None,
+        )
 
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            pool.store(layer, slots, key, value)
-            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-            if decode is not None:
-                decode(layer, query[:decodes], key[:decodes], value[:decodes], out[:decodes])
-            if prefill is not None:
-                prefill(layer, query[decodes:], key[decodes:], value[decodes:], out[decodes:])
-            return out
+    @property
+    def can_capture(self) -> bool:
+        """Whether `decode_at` may be called."""
+        return isinstance(self._decode, GraphBackend)
 
-        return attend
+    def decode_at(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> StepAttention:
+        """A step of D decode rows that is described on the device alone, as `GraphBackend.decode_at` says."""
+        assert isinstance(self._decode, GraphBackend)
+        return StepAttention(self._pool, slots, len(slots), self._decode.decode_at(tables, lengths), None)

@@ -1,8 +1,14 @@
-"""The attention backends by name."""
+"""The attention backends by name, and which one a device and a phase get."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
 
 from minisgl.attention.base import Backend
 from minisgl.attention.paged import PagedAttention
@@ -10,20 +16,82 @@ from minisgl.attention.torch_backend import TorchBackend
 from minisgl.kvcache.pool import KVPool
 from minisgl.utils.errors import UserError
 
+logger = logging.getLogger("minisgl.attention")
+
 Windows = tuple[int | None, ...]
 """Of each layer: how many tokens a token attends to, itself included. None: all before it."""
 
-BACKENDS: dict[str, Callable[[KVPool, Windows], Backend]] = {"torch": TorchBackend}
+
+def _torch(pool: KVPool, windows: Windows, _num_heads: int) -> Backend:
+    return TorchBackend(pool, windows)
 
 
-def check_attention(names: tuple[str, str]) -> None:
-    """Raise `UserError` unless both backends, for prefill and for decode, are there."""
-    for name in names:
-        if name not in BACKENDS:
-            raise UserError(f"--attn {name}: this backend is not available; allowed: {', '.join(BACKENDS)}")
+def _flashinfer(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
+    module: Any = importlib.import_module("minisgl.attention.flashinfer_backend")  # its library may be missing
+    backend: Backend = module.FlashInferBackend(pool, windows, num_heads)
+    return backend
 
 
-def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows) -> PagedAttention:
-    """Attention with the backends `names`, for prefill and for decode, which are there."""
-    made = {name: BACKENDS[name](pool, windows) for name in names}
+BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {"torch": _torch, "flashinfer": _flashinfer}
+
+PHASES = ("prefill", "decode")
+
+
+class Setting(NamedTuple):
+    """What a backend must be able to work on."""
+
+    device: torch.device
+    dtype: torch.dtype
+    page_size: int
+    head_dim: int
+    query_heads: int
+    """A key-value head's."""
+
+
+def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str]:
+    """Backends for prefill and for decode. "auto" becomes one that works here, and the log says why.
+
+    Raises `UserError` when one that is asked for by its name is unknown or does not work here.
+    """
+    chosen = []
+    for phase, name in zip(PHASES, names, strict=True):
+        if name not in ("auto", *BACKENDS):
+            raise UserError(f"--attn {name}: this backend is not available; allowed: auto, {', '.join(BACKENDS)}")
+        obstacle = _flashinfer_obstacle(setting, phase) if name != "torch" else None
+        if obstacle is not None and name == "flashinfer":
+            raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacle}; --attn torch works")
+        if name == "auto":
+            name = "flashinfer" if obstacle is None else "torch"
+            reason = f"not flashinfer: {obstacle}" if obstacle is not None else "the fastest on this GPU"
+            logger.info("attention backend for %s: %s (%s)", phase, name, reason)
+        chosen.append(name)
+    return chosen[0], chosen[1]
+
+
+def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
+    """Why FlashInfer cannot be used; None: it can."""
+    if setting.device.type != "cuda":
+        return "it needs a CUDA device"
+    if find_spec("flashinfer") is None:
+        return "the package flashinfer-python is not installed"
+    if setting.dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
+    if setting.head_dim not in (64, 128, 256):
+        return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
+    if phase == "decode":
+        if torch.cuda.get_device_capability(setting.device)[0] not in (9, 10, 12):
+            return "its decode kernel needs a GPU of the Hopper or Blackwell generation"
+        if setting.page_size not in (16, 32, 64, 128):
+            return f"its decode kernel needs --page-size 16, 32, 64 or 128, not {setting.page_size}"
+        if setting.query_heads > 32:
+            return f"its decode kernel needs at most 32 query heads a key-value head, not {setting.query_heads}"
+    return None
+
+
+def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num_heads: int) -> PagedAttention:
+    """Attention with the backends `names`, for prefill and for decode, from `choose_attention`.
+
+    `num_heads`: query heads of this rank.
+    """
+    made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
     return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]])

@@ -50,8 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A local Hugging Face directory."""
     device: Device = "cpu"
     dtype: DType = "float32"
-    attention: tuple[str, str] = ("torch", "torch")
-    """Backend for prefill, backend for decode."""
+    attention: tuple[str, str] = ("auto", "auto")
+    """Backend for prefill, backend for decode; auto: the fastest that works."""
     page_size: int = 16
     num_pages: int | None = None
     """Pages of the KV pool. None: what `memory_ratio` of the free memory holds."""
@@ -61,6 +61,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_running_requests: int = 256
     max_seq_len: int | None = None
     """Tokens of one request, prompt and output. None: the model's limit."""
+    cuda_graph_max_batch: int = 256
+    """Most rows of a decode step that runs as a CUDA graph. 0: none does."""
     dummy_weight: bool = False
     """Random weights (normal, std 0.02) instead of the checkpoint's: speed is the same, text is noise."""
     tp_rank: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisgl.attention.registry import check_attention, create_attention
+from minisgl.attention.registry import Setting, choose_attention, create_attention
 from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
 from minisgl.core.config import EngineConfig, EngineLimits
 from minisgl.core.sampling import SamplingParams
 from minisgl.distributed import Communicator, connect
+from minisgl.engine.cuda_stream import CudaStream
+from minisgl.engine.graphs import DecodeGraphs
 from minisgl.engine.memory import count_pages, free_bytes
 from minisgl.engine.rows import Choice, Rows
 from minisgl.engine.sampler import greedy, sample
@@ -24,13 +27,14 @@ from minisgl.models.config import ModelConfig
 from minisgl.models.loader import load_model
 from minisgl.utils.errors import UserError
 
+logger = logging.getLogger("minisgl.engine")
+
 
 class Engine:
     """Runs the steps of one rank: `minisgl.core.batch.Executor`. Ready when constructed."""
 
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         """Raises `UserError` for a model, an option or a machine with which it cannot run."""
-        check_attention(config.attention)
         longest = config.max_seq_len or model.max_position
         if longest > model.max_position:
             raise UserError(f"--max-seq-len {longest}: the model reads at most {model.max_position} tokens")
@@ -40,6 +44,12 @@ class Engine:
         """Seconds of each part of the start."""
         device = torch.device("cuda", config.tp_rank) if config.device == "cuda" else torch.device("cpu")
         dtype: torch.dtype = getattr(torch, config.dtype)
+        group = model.num_heads // model.num_kv_heads
+        backends = choose_attention(
+            config.attention, Setting(device, dtype, config.page_size, model.head_dim, group)
+        )
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
         torch.set_num_threads(threads)
         free_before = free_bytes(device)
@@ -51,10 +61,11 @@ class Engine:
             )
         with self._phase("kv_pool"):
             pool = _create_pool(config, model, self._comm, device, dtype, longest, free_before)
+        num_pages = pool.num_pages - 1
         self.limits = EngineLimits(
-            num_pages=pool.num_pages,
+            num_pages=num_pages,
             page_size=pool.page_size,
-            max_seq_len=min(longest, pool.num_pages * pool.page_size),
+            max_seq_len=min(longest, num_pages * pool.page_size),
             max_running_requests=config.max_running_requests,
             vocab_size=model.vocab_size,
         )
@@ -63,11 +74,15 @@ class Engine:
             max_pages=-(-self.limits.max_seq_len // pool.page_size),
             page_size=pool.page_size,
             device=device,
+            padding_page=num_pages,
         )
-        self._attention = create_attention(config.attention, pool, model.windows)
-        self._stream = Stream(threads)
+        self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
+        self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
+        self._graphs: DecodeGraphs | None = None
         with self._phase("warmup"):
             self._warm_up()
+        with self._phase("graphs"):
+            self._graphs = self._capture(min(config.cuda_graph_max_batch, config.max_running_requests), model)
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
@@ -80,24 +95,52 @@ class Engine:
 
     def _step(self, batch: Batch) -> Tensor:
         """One step; int64 [S], as `Batch` orders the tokens."""
-        step = self._rows.begin(batch)
+        self._rows.update(batch)
+        if self._graphs is not None and not batch.prefill and len(batch.decode_rows) <= self._graphs.most:
+            return self._replay(self._graphs, batch.decode_rows)
+        step = self._rows.lay_out(batch)
         hidden = self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
         if not hidden.shape[0]:
             return step.rows
         logits = self._model.logits(hidden)
+        if step.choice <= Choice.DRAWN and logits.is_cuda:
+            return self._rows.draw(logits, step.rows)
         if step.choice is Choice.GREEDY:
             tokens = greedy(logits)
         else:
-            tokens = sample(
-                logits,
-                self._rows.sampling.at(step.rows),
-                ranked=step.choice is Choice.RANKED,
-                largest_top_k=step.largest_top_k,
-            )
+            params = self._rows.sampling.at(step.rows)
+            tokens = sample(logits, params, ranked=step.choice is Choice.RANKED, largest_top_k=step.largest_top_k)
         self._rows.commit(step.rows, tokens)
         return tokens
+
+    def _replay(self, graphs: DecodeGraphs, rows: list[int]) -> Tensor:
+        """A step of decode rows alone, as a graph. Choosing from fewer than all tokens comes after it."""
+        choice = self._rows.choice(rows)
+        if choice <= Choice.DRAWN:
+            return graphs.replay(len(rows))[0]
+        on_device = self._rows.decode_rows[: len(rows)]
+        params = self._rows.sampling.at(on_device)  # the graph counts its own draws
+        _, logits = graphs.replay(len(rows))
+        top_k = self._rows.largest_top_k(rows)
+        tokens = sample(logits, params, ranked=choice is Choice.RANKED, largest_top_k=top_k)
+        self._rows.last_tokens.index_copy_(0, on_device, tokens)
+        return tokens
+
+    def _capture(self, most: int, model: ModelConfig) -> DecodeGraphs | None:
+        """Graphs for up to `most` decode rows; None, and the log says why, when steps cannot be captured."""
+        if not isinstance(self._stream, CudaStream) or most < 1:
+            return None
+        if not self._attention.can_capture:
+            logger.info("no CUDA graphs: the attention backend for decode needs the host in every step")
+        elif any(model.is_sparse(layer) for layer in range(model.num_layers)):
+            logger.info("no CUDA graphs: the experts of this model are gathered by the host")
+        elif self._comm.size > 1:
+            logger.info("no CUDA graphs: several ranks")
+        else:
+            return DecodeGraphs(most, self._model, self._rows, self._attention, self._stream.stream)
+        return None
 
     def _warm_up(self) -> None:
         """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""
@@ -107,7 +150,7 @@ class Engine:
             pages=[PageWrite(0, 0, pages)],
             prefill=[PrefillChunk(0, 0, [0], sample=True)],
         )
-        self.launch(prefill)
+        self.launch(prefill).tokens()
         self.launch(Batch(decode_rows=[0], decode_lengths=[2])).tokens()
 
     @contextmanager
@@ -126,7 +169,7 @@ def _create_pool(
     max_seq_len: int,
     free_before: int,
 ) -> KVPool:
-    """This rank's pool, of as many pages as the rank with the least memory can hold."""
+    """This rank's pool, of as many pages as the rank with the least memory can hold, and one of padding."""
     kv_heads = max(1, model.num_kv_heads // config.tp_size)
     size = page_bytes(model.num_layers, config.page_size, kv_heads, model.head_dim, dtype)
     own = count_pages(config, device, page_bytes=size, max_seq_len=max_seq_len, free_before=free_before)
@@ -138,7 +181,7 @@ def _create_pool(
         )
     return KVPool(
         num_layers=model.num_layers,
-        num_pages=num_pages,
+        num_pages=num_pages + 1,
         page_size=config.page_size,
         kv_heads=kv_heads,
         head_dim=model.head_dim,

@@ -16,6 +16,7 @@ from minisgl.attention.base import Chunk, StepMetadata
 from minisgl.core.batch import Batch, Join, PageWrite
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.sampler import SamplingRows
+from minisgl.kernel import kernels_for
 
 
 class Choice(IntEnum):
@@ -23,15 +24,19 @@ class Choice(IntEnum):
 
     GREEDY = 0
     DRAWN = 1
-    """From all tokens, or those that min-p leaves."""
-    RANKED = 2
+    """From all tokens."""
+    FILTERED = 2
+    """From those that min-p leaves."""
+    RANKED = 3
     """From the most likely tokens: top-k or top-p."""
 
     @staticmethod
     def of(params: SamplingParams) -> Choice:
         if params.greedy:
             return Choice.GREEDY
-        return Choice.RANKED if params.top_k > 0 or params.top_p < 1.0 else Choice.DRAWN
+        if params.top_k > 0 or params.top_p < 1.0:
+            return Choice.RANKED
+        return Choice.FILTERED if params.min_p > 0.0 else Choice.DRAWN
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,11 +58,18 @@ class StepInput:
 class Rows:
     """State of every row of the request table, as tensors on the device."""
 
-    def __init__(self, *, num_rows: int, max_pages: int, page_size: int, device: torch.device) -> None:
-        """`max_pages`: of one request."""
-        self._page_size = page_size
+    def __init__(
+        self, *, num_rows: int, max_pages: int, page_size: int, device: torch.device, padding_page: int = 0
+    ) -> None:
+        """`max_pages`: of one request. One row more than `num_rows`, the last, fills up captured batches: it
+        belongs to no request, and writes its keys and values to `padding_page`.
+        """
+        self.page_size = page_size
         self._device = device
-        self.block_table = torch.zeros((num_rows, max_pages), dtype=torch.int32, device=device)
+        self._padding_row = num_rows
+        self.block_table = torch.zeros((num_rows + 1, max_pages), dtype=torch.int32, device=device)
+        self.block_table[-1] = padding_page
+        num_rows += 1
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         """Tokens in the KV cache."""
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -66,21 +78,42 @@ class Rows:
         self._choices = [Choice.GREEDY] * num_rows
         self._top_ks = [0] * num_rows
         self._decode_list: list[int] = []
-        self._decode_rows = self._upload([], torch.int64)
+        self.decode_rows = self._upload([num_rows - 1] * num_rows)
+        """The rows of the newest batch that decodes, then the padding row: captured steps read them here."""
+        self._decode_view = self.decode_rows[:0]
 
-    def _upload(self, values: Sequence[int] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-        """The one way from the host to the device."""
-        return torch.tensor(values, dtype=dtype, device=self._device)
+    def _upload(
+        self, values: Sequence[int] | Sequence[Sequence[float]] | Tensor, dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        """The one way from the host to the device. Does not wait: torch keeps the pinned copy until it is read."""
+        host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
+        return host if self._device.type == "cpu" else host.pin_memory().to(self._device, non_blocking=True)
 
     # ---- what changes ----
 
-    def begin(self, batch: Batch) -> StepInput:
-        """Take in what `batch` changes, and lay out its tokens. `lengths` are then those after the step."""
+    def update(self, batch: Batch) -> None:
+        """Take in what `batch` changes."""
         if batch.joined:
             self._join(batch.joined)
         if batch.pages:
             self._write_pages(batch.pages)
-        decodes = self._decode_input(batch)
+        rows = batch.decode_rows
+        if rows is not self._decode_list and rows != self._decode_list:
+            padding = [self._padding_row] * (len(self.decode_rows) - len(rows))
+            self.decode_rows.copy_(self._upload(rows + padding))
+            self._decode_view = self.decode_rows[: len(rows)]
+        self._decode_list = rows
+
+    def choice(self, rows: list[int]) -> Choice:
+        """What choosing the tokens of `rows` takes."""
+        return max((self._choices[row] for row in rows), default=Choice.GREEDY)
+
+    def largest_top_k(self, rows: list[int]) -> int:
+        return max((self._top_ks[row] for row in rows), default=0)
+
+    def lay_out(self, batch: Batch) -> StepInput:
+        """The tokens of `batch`, after `update`. `lengths` are then those after the step."""
+        decodes = self._decode_input()
         return self._with_chunks(batch, *decodes) if batch.prefill else self._step(batch, *decodes)
 
     def commit(self, rows: Tensor, tokens: Tensor) -> None:
@@ -88,31 +121,35 @@ class Rows:
         self.last_tokens.index_copy_(0, rows, tokens)
         self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
 
+    def draw(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """On CUDA: the next tokens of `rows`, int64 [S], greedy or drawn from all tokens, and committed."""
+        params = self.sampling
+        tokens: Tensor = kernels_for(logits, "step").sample(
+            logits, rows, params.temperature, params.top_k, params.seed, params.generated, self.last_tokens
+        )
+        return tokens
+
     def _join(self, joins: list[Join]) -> None:
         for join in joins:
             self._choices[join.row] = Choice.of(join.params)
             self._top_ks[join.row] = join.params.top_k
-        rows = self._upload([join.row for join in joins], torch.int64)
+        rows = self._upload([join.row for join in joins])
         shape = [[join.params.temperature, join.params.top_p, join.params.min_p] for join in joins]
         counts = [[join.params.top_k, join.params.seed or 0, join.generated] for join in joins]
-        self.sampling.write(rows, self._upload(shape, torch.float32), self._upload(counts, torch.int64))
+        self.sampling.write(rows, self._upload(shape, torch.float32), self._upload(counts))
 
     def _write_pages(self, writes: list[PageWrite]) -> None:
         width = self.block_table.shape[1]
         places = [w.row * width + w.first + i for w in writes for i in range(len(w.pages))]
         pages = [page for w in writes for page in w.pages]
-        self.block_table.view(-1).index_copy_(
-            0, self._upload(places, torch.int64), self._upload(pages, torch.int32)
-        )
+        uploaded = self._upload([places, pages])
+        self.block_table.view(-1).index_copy_(0, uploaded[0], uploaded[1].to(torch.int32))
 
     # ---- the step's input ----
 
-    def _decode_input(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _decode_input(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, tokens and positions of the decode rows, whose lengths it increases."""
-        if batch.decode_rows is not self._decode_list and batch.decode_rows != self._decode_list:
-            self._decode_rows = self._upload(batch.decode_rows, torch.int64)
-        self._decode_list = batch.decode_rows
-        rows = self._decode_rows
+        rows = self._decode_view
         positions = self.lengths.index_select(0, rows)
         self.lengths.index_copy_(0, rows, positions + 1)
         return rows, self.last_tokens.index_select(0, rows), positions
@@ -125,8 +162,8 @@ class Rows:
             metadata=self._metadata(batch, rows, positions, rows, positions),
             sampled=None,
             rows=rows,
-            choice=max((self._choices[row] for row in batch.decode_rows), default=Choice.GREEDY),
-            largest_top_k=max((self._top_ks[row] for row in batch.decode_rows), default=0),
+            choice=self.choice(batch.decode_rows),
+            largest_top_k=self.largest_top_k(batch.decode_rows),
         )
 
     def _with_chunks(self, batch: Batch, rows: Tensor, tokens: Tensor, positions: Tensor) -> StepInput:
@@ -138,29 +175,32 @@ class Rows:
             if chunk.sample:
                 sampled.append(ends - 1)
                 sampled_rows.append(chunk.row)
-        of_chunks = self._upload([token for chunk in chunks for token in chunk.tokens], torch.int64)
         spans = [(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
-        chunk_rows = self._upload([chunk.row for chunk in chunks], torch.int64)
-        chunk_lengths = self._upload([len(chunk.tokens) for chunk in chunks], torch.int64)
-        self.lengths.index_copy_(0, chunk_rows, self._upload([end for _, end in spans], torch.int64))
-        all_rows = torch.cat((rows, chunk_rows.repeat_interleave(chunk_lengths)))
-        all_positions = torch.cat((positions, *(torch.arange(*span, device=self._device) for span in spans)))
+        chunk_rows, chunk_ends = self._upload([[chunk.row for chunk in chunks], [end for _, end in spans]])
+        self.lengths.index_copy_(0, chunk_rows, chunk_ends)
+        of_chunks = torch.empty((3, ends - len(rows)), dtype=torch.int64)
+        torch.cat([torch.full((len(chunk.tokens),), chunk.row) for chunk in chunks], out=of_chunks[0])
+        torch.cat([torch.arange(*span) for span in spans], out=of_chunks[1])
+        of_chunks[2] = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        more_rows, more_positions, more_tokens = self._upload(of_chunks)
+        all_rows, all_positions = torch.cat((rows, more_rows)), torch.cat((positions, more_positions))
+        places, token_rows = self._upload([sampled, sampled_rows])
         return StepInput(
-            tokens=torch.cat((tokens, of_chunks)),
+            tokens=torch.cat((tokens, more_tokens)),
             positions=all_positions,
             metadata=self._metadata(batch, all_rows, all_positions, rows, positions),
-            sampled=self._upload(sampled, torch.int64),
-            rows=self._upload(sampled_rows, torch.int64),
-            choice=max((self._choices[row] for row in sampled_rows), default=Choice.GREEDY),
-            largest_top_k=max((self._top_ks[row] for row in sampled_rows), default=0),
+            sampled=places,
+            rows=token_rows,
+            choice=self.choice(sampled_rows),
+            largest_top_k=self.largest_top_k(sampled_rows),
         )
 
     def _metadata(
         self, batch: Batch, rows: Tensor, positions: Tensor, decode_rows: Tensor, decode_positions: Tensor
     ) -> StepMetadata:
-        pages = self.block_table[rows, positions // self._page_size]
+        pages = self.block_table[rows, positions // self.page_size]
         return StepMetadata(
-            slots=pages * self._page_size + positions % self._page_size,
+            slots=pages * self.page_size + positions % self.page_size,
             block_table=self.block_table,
             decode_rows=decode_rows,
             decode_lengths=decode_positions + 1,

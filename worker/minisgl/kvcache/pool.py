@@ -45,11 +45,8 @@ class KVPool:
             ) from error
         self.layers: list[Tensor] = list(data.unbind())
         """Of each layer, [num_pages, page_size, 2, kv_heads, head_dim]."""
-        self._slots = [layer.flatten(0, 1) for layer in self.layers]
-
-    def store(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write key and value [T, kv_heads, head_dim] to `slots`, int64 [T], all different."""
-        self._slots[layer].index_copy_(0, slots, torch.stack((key, value), dim=1))
+        self.slots: list[Tensor] = [layer.flatten(0, 1) for layer in self.layers]
+        """Of each layer, [slots, 2, kv_heads, head_dim]: the same memory."""
 
 
 def page_bytes(num_layers: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:

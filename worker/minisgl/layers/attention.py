@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minisgl.attention.base import Attend
+from minisgl.attention.base import Attend, Target
 from minisgl.distributed import Communicator
+from minisgl.kernel import kernels_for
 from minisgl.layers.linear import ColumnLinear, RowLinear
 from minisgl.layers.norm import RMSNorm
 from minisgl.layers.rotary import rotate
@@ -47,10 +48,24 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """`rotation`: `Rotary.at` of the tokens' positions."""
         heads = self.qkv(x).view(len(x), -1, self.head_dim)
+        query, key, value = self._rotate_and_store(heads, rotation, attend.target(self.layer))
+        return self.output(attend(self.layer, query, key, value).flatten(1))  # type: ignore[no-any-return]
+
+    def _rotate_and_store(self, heads: Tensor, rotation: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+        """heads [T, heads + 2 kv_heads, head_dim] -> query, key, value, the last two stored."""
+        kernels = kernels_for(heads)
+        if kernels is not None:
+            norms = None
+            if self.query_norm is not None and self.key_norm is not None:
+                norms = self.query_norm.weight, self.key_norm.weight, self.query_norm.eps
+            return kernels.rotate_and_store(  # type: ignore[no-any-return]
+                heads, self.kv_heads, norms, rotation, target.cache, target.slots
+            )
         query_key, value = heads[:, : -self.kv_heads], heads[:, -self.kv_heads :]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query_key[:, : self.heads]), self.key_norm(query_key[:, self.heads :])
             query_key = torch.cat((query, key), dim=1)
         query_key = rotate(query_key, rotation)
-        attended = attend(self.layer, query_key[:, : self.heads], query_key[:, self.heads :], value)
-        return self.output(attended.flatten(1))  # type: ignore[no-any-return]
+        query, key = query_key[:, : self.heads], query_key[:, self.heads :]
+        target.store(key, value)
+        return query, key, value

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minisgl.kernel import kernels_for
+
 BATCH_HINT = 16
 """Rows that oneDNN chooses the layout for; it serves every other number of rows as well."""
 
@@ -31,4 +33,7 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.is_mkldnn:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
+    kernels = kernels_for(x, "gemv") if len(x) == 1 else None
+    if kernels is not None and len(weight) <= kernels.MOST_ROWS:
+        return kernels.gemv(x, weight, bias)  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)

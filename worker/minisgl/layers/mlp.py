@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisgl.distributed import Communicator
+from minisgl.kernel import kernels_for
 from minisgl.layers.linear import ColumnLinear, RowLinear
 from minisgl.layers.weights import Piece, split
 
@@ -34,5 +35,8 @@ class GatedMLP(nn.Module):
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 n] -> ``silu(first half) * second half`` [T, n]."""
+    kernels = kernels_for(gate_up)
+    if kernels is not None:
+        return kernels.silu_and_mul(gate_up)  # type: ignore[no-any-return]
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)

@@ -74,7 +74,7 @@ class LLM:
         device: Device | Literal["auto"] = "auto",
         dtype: DType | Literal["auto"] = "auto",
         tp_size: int = 1,
-        attention: tuple[str, str] = ("torch", "torch"),
+        attention: tuple[str, str] = ("auto", "auto"),
         cache: CacheType = "radix",
         page_size: int = 16,
         num_pages: int | None = None,
@@ -83,6 +83,7 @@ class LLM:
         max_seq_len: int | None = None,
         prefill_budget: int = 2048,
         overlap: bool = True,
+        cuda_graph_max_batch: int = 256,
         dummy_weight: bool = False,
     ) -> None:
         path = resolve(model, revision)
@@ -104,6 +105,7 @@ class LLM:
             memory_ratio=memory_ratio,
             max_running_requests=max_running_requests,
             max_seq_len=max_seq_len,
+            cuda_graph_max_batch=cuda_graph_max_batch,
             dummy_weight=dummy_weight,
             tp_size=tp_size,
             rendezvous=f"{self._directory}/rendezvous" if tp_size > 1 else "",

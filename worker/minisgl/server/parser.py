@@ -12,7 +12,7 @@ from minisgl.core.config import EngineConfig, SchedulerConfig
 from minisgl.server.config import ServerConfig
 from minisgl.utils.errors import UserError
 
-ATTENTION_BACKENDS = ("torch",)
+ATTENTION_BACKENDS = ("auto", "torch", "flashinfer")
 NO_OVERLAP = "MINISGL_DISABLE_OVERLAP_SCHEDULING"
 ENGINE, SCHEDULER = EngineConfig(model_path=""), SchedulerConfig()
 SERVER = ServerConfig(served_model_name="")
@@ -89,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tp", _integer(1, 64), ENGINE.tp_size, "N", "tensor parallelism: ranks that the model is split over")
     backends = f"attention backend, or one for prefill and one for decode, of {', '.join(ATTENTION_BACKENDS)}"
     add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
+    graphs = "most requests of a decode step that runs as a CUDA graph, 0 for none"
+    add("--cuda-graph-max-batch", _integer(0, 65536), ENGINE.cuda_graph_max_batch, "N", graphs)
     add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
     add("--page-size", _integer(1, 1024), ENGINE.page_size, "TOKENS", "tokens of one page of the KV pool")
     add("--num-pages", _integer(1), None, "N", "pages of the KV pool", "what --memory-ratio allows")

@@ -1,0 +1,155 @@
+"""Each kernel against the torch operators that it replaces, on fresh random inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisgl.engine.sampler import SamplingRows, sample
+from minisgl.kernel import kernels_for
+from minisgl.layers.rope import RopeConfig
+from minisgl.layers.rotary import Rotary, rotate
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")
+
+CUDA = torch.device("cuda")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, device=CUDA).to(dtype)
+
+
+def close(result: Tensor, expected: Tensor) -> None:
+    """Within a rounding or two of the type."""
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 1000, 1024, 5120])
+@pytest.mark.parametrize("rows", [1, 300])
+def test_add_rms_norm(rows: int, size: int, dtype: torch.dtype) -> None:
+    x, residual, weight = (normal(n, size, dtype=dtype) for n in (rows, rows, 1))
+    expected_residual = residual + x
+    expected = F.rms_norm(expected_residual, (size,), weight[0], 1e-6)
+    out = kernels_for(x).add_rms_norm(x, residual, weight[0], 1e-6)
+    close(residual, expected_residual)
+    close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [24, 3072])
+def test_silu_and_mul(size: int, dtype: torch.dtype) -> None:
+    x = normal(77, 2 * size, dtype=dtype)
+    close(kernels_for(x).silu_and_mul(x), F.silu(x[:, :size]) * x[:, size:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("out", "into"), [(4096, 1024), (1024, 3072), (7168, 5120), (99, 70)])
+def test_gemv(out: int, into: int, bias: bool, dtype: torch.dtype) -> None:
+    x, weight, offset = normal(1, into, dtype=dtype), normal(out, into, dtype=dtype), normal(out, dtype=dtype)
+    result = kernels_for(x, "gemv").gemv(x, weight, offset if bias else None)
+    expected = F.linear(x.double(), weight.double(), offset.double() if bias else None)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert (result - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("tokens", [61, 1100])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(16, 8, 128), (40, 8, 128), (8, 2, 8), (9, 3, 64)])
+def test_rotate_and_store(
+    heads: int, kv_heads: int, head_dim: int, tokens: int, norm: bool, dtype: torch.dtype
+) -> None:
+    slots_in_pool = 1500
+    every = normal(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    weights = normal(2, head_dim, dtype=dtype)
+    rotary = Rotary(RopeConfig(), head_dim, 4000)
+    rotary.to(CUDA)
+    rotation = rotary.at(torch.randint(0, 4000, (tokens,), device=CUDA))
+    slots = torch.randperm(slots_in_pool, device=CUDA)[:tokens]
+    cache = normal(slots_in_pool, 2, kv_heads, head_dim, dtype=dtype)
+    expected_cache = cache.clone()
+    query, key, value = every[:, :heads], every[:, heads : heads + kv_heads], every[:, heads + kv_heads :]
+    if norm:
+        query, key = (F.rms_norm(x, (head_dim,), w, 1e-6) for x, w in zip((query, key), weights, strict=True))
+    query, key = rotate(query, rotation), rotate(key, rotation)
+    expected_cache[slots] = torch.stack((key, value), dim=1)
+    norms = (weights[0], weights[1], 1e-6) if norm else None
+    results = kernels_for(every).rotate_and_store(every, kv_heads, norms, rotation, cache, slots)
+    for result, expected in zip(results, (query, key, value), strict=True):
+        close(result, expected)
+    close(cache, expected_cache)
+    untouched = torch.ones(slots_in_pool, dtype=torch.bool, device=CUDA)
+    untouched[slots] = False
+    assert torch.equal(cache[untouched], expected_cache[untouched])
+
+
+def test_advance() -> None:
+    rows, width, page_size = 40, 300, 16
+    table = torch.randint(0, 10_000, (rows + 1, width), dtype=torch.int32, device=CUDA)
+    lengths = torch.randint(1, width * page_size - 1, (rows + 1,), device=CUDA)
+    lengths[-1] = 0
+    last = torch.randint(0, 1000, (rows + 1,), device=CUDA)
+    chosen = torch.cat((torch.randperm(rows, device=CUDA)[:29], torch.full((3,), rows, device=CUDA)))
+    before = lengths.clone()
+    step = kernels_for(chosen, "step").advance(chosen, last, lengths, table, page_size)
+    positions = before[chosen]
+    assert torch.equal(step.tokens, last[chosen])
+    assert torch.equal(step.positions, positions)
+    assert torch.equal(step.lengths.long(), positions + 1)
+    assert torch.equal(
+        step.slots, table[chosen, positions // page_size].long() * page_size + positions % page_size
+    )
+    for gathered, row, position in zip(step.tables, chosen.tolist(), positions.tolist(), strict=True):
+        pages = position // page_size + 1
+        assert torch.equal(gathered[:pages], table[row, :pages])
+    before[chosen[:29]] += 1
+    assert torch.equal(lengths, before)
+
+
+@pytest.mark.parametrize("vocab", [512, 151_936])
+def test_sample_draws_what_the_reference_draws(vocab: int) -> None:
+    torch.manual_seed(vocab)
+    rows, count = 70, 48
+    logits = 4 * normal(count, vocab, dtype=torch.bfloat16)
+    params = SamplingRows.zeros(rows, CUDA)
+    params.temperature.uniform_(0.1, 2)
+    params.temperature[::5] = 0
+    params.top_k[::7] = 1
+    params.seed.random_(0, 1 << 62)
+    params.generated.random_(0, 1000)
+    chosen = torch.randperm(rows, device=CUDA)[:count]
+    expected = sample(logits, params.at(chosen), ranked=False, largest_top_k=0)
+    counted = params.generated.clone()
+    last = torch.zeros(rows, dtype=torch.int64, device=CUDA)
+    tokens = kernels_for(logits, "step").sample(
+        logits, chosen, params.temperature, params.top_k, params.seed, params.generated, last
+    )
+    counted[chosen] += 1
+    assert torch.equal(params.generated, counted)
+    assert torch.equal(last[chosen], tokens)
+    # The sums are made in another order: a draw next to a boundary may fall on its other side.
+    assert (tokens == expected).float().mean() > 0.95
+    greedy = (params.temperature[chosen] == 0) | (params.top_k[chosen] == 1)
+    picked, best = (logits.gather(1, t.unsqueeze(1)) for t in (tokens, expected))
+    assert torch.equal(picked[greedy], best[greedy])
+
+
+def test_sample_follows_the_distribution() -> None:
+    draws = 20_000
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5], device=CUDA)
+    params = SamplingRows.zeros(draws, CUDA)
+    params.temperature.fill_(0.7)
+    params.seed.copy_(torch.arange(draws, device=CUDA))
+    rows = torch.arange(draws, device=CUDA)
+    tokens = kernels_for(rows, "step").sample(
+        logits.expand(draws, -1).contiguous(), rows, params.temperature, params.top_k, params.seed,
+        params.generated, torch.zeros_like(rows),
+    )  # fmt: skip
+    shares = tokens.bincount(minlength=5) / draws
+    torch.testing.assert_close(shares, (logits / 0.7).softmax(dim=0), atol=0.015, rtol=0)

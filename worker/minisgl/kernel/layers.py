@@ -1,0 +1,126 @@
+"""Small operators of a decoder layer, each fused into one kernel: they read and write every element once.
+
+They compute in float32 and round where the torch references round: `minisgl.layers.norm`, `.mlp`, `.attention`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minisgl.kernel.launch import begin, early
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add `x` to `residual` [T, size], contiguous, in place, and return the sum normalized and times `weight`."""
+    out = torch.empty_like(x)
+    size = x.shape[1]
+    block = triton.next_power_of_2(size)
+    _add_rms_norm[(x.shape[0],)](
+        x, residual, weight, out, size, eps, block, early(), num_warps=_warps(block), launch_pdl=early()
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _add_rms_norm(x, residual, weight, out, size, eps, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
+    start = tl.program_id(0).to(tl.int64) * size
+    columns = tl.arange(0, block)
+    mask = columns < size
+    total = tl.load(x + start + columns, mask, 0.0).to(tl.float32)
+    total += tl.load(residual + start + columns, mask, 0.0).to(tl.float32)
+    rounded = total.to(residual.dtype.element_ty)
+    tl.store(residual + start + columns, rounded, mask)
+    total = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(total * total) / size + eps)
+    scaled = total * scale * tl.load(weight + columns, mask, 0.0).to(tl.float32)
+    tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """[T, 2 n], contiguous -> ``silu(first half) * second half`` [T, n]."""
+    rows, size = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty((rows, size))
+    if rows:
+        _silu_and_mul[(rows, triton.cdiv(size, 1024))](gate_up, out, size, 1024, early(), launch_pdl=early())
+    return out
+
+
+@triton.jit
+def _silu_and_mul(gate_up, out, size, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    mask = columns < size
+    gate = tl.load(gate_up + row * 2 * size + columns, mask, 0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * size + size + columns, mask, 0.0).to(tl.float32)
+    gate = (gate * tl.sigmoid(gate)).to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * size + columns, (gate * up).to(out.dtype.element_ty), mask)
+
+
+def rotate_and_store(
+    heads: Tensor, kv_heads: int, norms: tuple[Tensor, Tensor, float] | None, rotation: Tensor, cache: Tensor,
+    slots: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Normalize and rotate query and key heads; store keys and values in the KV cache.
+
+    heads [T, heads + 2 kv_heads, head_dim], contiguous: queries, keys, values; norms: weights [head_dim] of query
+    and key heads, and epsilon; rotation float32 [T, 2, head_dim] from `Rotary.at`; cache [slots, 2, kv_heads,
+    head_dim]; slots int64 [T] -> query [T, heads, head_dim], and key and value [T, kv_heads, head_dim].
+    """
+    tokens, every, head_dim = heads.shape
+    query_heads = every - 2 * kv_heads
+    query = heads.new_empty((tokens, query_heads, head_dim))
+    key = heads.new_empty((tokens, kv_heads, head_dim))
+    query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
+    head_block = 8 if tokens <= 1024 else 32  # of one program: few, as long as there are not enough programs
+    _rotate_and_store[(tokens, triton.cdiv(every, head_block))](
+        heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, cache.stride(0),
+        query_heads, kv_heads, head_dim, norms is not None, head_block, triton.next_power_of_2(head_dim),
+        early(), launch_pdl=early(),
+    )  # fmt: skip
+    return query, key, heads[:, query_heads + kv_heads :]
+
+
+@triton.jit
+def _rotate_and_store(
+    heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, slot_stride,
+    query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, normalize: tl.constexpr,
+    head_block: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    begin(early)
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * head_block + tl.arange(0, head_block))[:, None]
+    column = tl.arange(0, block)[None, :]
+    inside = column < head_dim
+    other = (column + head_dim // 2) % head_dim  # the dimension that this one is paired with
+    every: tl.constexpr = query_heads + 2 * kv_heads
+    mask = (head < every) & inside
+    is_query = head < query_heads
+    is_value = head >= query_heads + kv_heads
+    base = heads + (token * every + head) * head_dim
+    original = tl.load(base + column, mask, 0.0)
+    x = original.to(tl.float32)
+    paired = tl.load(base + other, mask, 0.0).to(tl.float32)
+    if normalize:
+        scale = tl.rsqrt(tl.sum(x * x, axis=1) / head_dim + eps)[:, None]
+        weight = tl.load(tl.where(is_query, query_weight + column, key_weight + column), mask, 0.0)
+        x = (x * scale * weight.to(tl.float32)).to(heads.dtype.element_ty).to(tl.float32)
+        weight = tl.load(tl.where(is_query, query_weight + other, key_weight + other), mask, 0.0)
+        paired = (paired * scale * weight.to(tl.float32)).to(heads.dtype.element_ty).to(tl.float32)
+    cos = tl.load(rotation + token * 2 * head_dim + column, inside, 0.0)
+    sin = tl.load(rotation + token * 2 * head_dim + head_dim + column, inside, 0.0)
+    turned = (x * cos + paired * sin).to(heads.dtype.element_ty)
+    tl.store(query + (token * query_heads + head) * head_dim + column, turned, mask & is_query)
+    is_key = (head >= query_heads) & (head < query_heads + kv_heads)
+    tl.store(key + (token * kv_heads + head - query_heads) * head_dim + column, turned, mask & is_key)
+    # A slot is [2, kv_heads, head_dim]: its heads follow each other as they do here after the queries.
+    place = cache + tl.load(slots + token) * slot_stride + (head - query_heads) * head_dim + column
+    tl.store(place, tl.where(is_value, original, turned), mask & (head >= query_heads))
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
