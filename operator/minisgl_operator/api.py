@@ -217,6 +217,7 @@ OWNED_FLAGS = (
     "attn",
     "cache",
     "page-size",
+    "cuda-graph-max-batch",
     "max-prefill-length",
     "drain-grace",
     "drain-timeout",
@@ -254,7 +255,7 @@ class Engine(Fields):
     page_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Tokens of one page of the KV pool."""
     cuda_graph_max_batch: Annotated[int, Field(ge=0, le=4096)] | None = None
-    """Not supported by this version."""
+    """Requests of the largest decode step that runs as a CUDA graph; 0: none does."""
     max_prefill_length: Annotated[int, Field(ge=1, le=16777216)] | None = None
     """Tokens of one step; longer prompts are read in chunks."""
     extra_args: Annotated[

@@ -9,7 +9,6 @@ def unsupported(spec: api.Spec) -> list[str]:
     """Paths of the fields that are set and that nothing here acts on."""
     later = {
         "spec.model.s3": spec.model.s3,
-        "spec.engine.cudaGraphMaxBatch": spec.engine.cuda_graph_max_batch,
         "spec.autoscaling": spec.autoscaling,
         "spec.tls": spec.tls,
         "spec.monitoring": spec.monitoring,

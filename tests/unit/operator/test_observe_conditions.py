@@ -139,7 +139,6 @@ def test_a_missing_secret_is_named_with_its_field() -> None:
 
 
 LATER: dict[str, Object] = {
-    "spec.engine.cudaGraphMaxBatch": {"engine": {"cudaGraphMaxBatch": 0}},
     "spec.autoscaling": {"autoscaling": {"maxReplicas": 3}},
     "spec.tls": {"tls": {"secretName": "cert"}},
     "spec.monitoring": {"monitoring": {}},
