@@ -265,3 +265,17 @@ def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
     with pytest.raises(UserError, match=f"^--attn flashinfer: cannot be used for .*{words}; --attn torch works$"):
         choose_attention(("flashinfer", "flashinfer"), setting)
     assert choose_attention(("torch", "auto"), setting) == ("torch", "torch")
+
+
+def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"flashinfer"}
+    monkeypatch.setattr(registry, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
+    setting = SETTING._replace(device=CUDA)
+    assert choose_attention(("auto", "auto"), setting) == ("torch", "torch")
+    with pytest.raises(UserError, match="no nvcc to build them"):
+        choose_attention(("flashinfer", "torch"), setting)
+    installed.add("flashinfer_jit_cache")
+    assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "flashinfer")

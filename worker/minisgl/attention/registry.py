@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -76,6 +78,9 @@ def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
         return "the package flashinfer-python is not installed"
     if setting.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
+    compiler = f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"
+    if find_spec("flashinfer_jit_cache") is None and not (shutil.which("nvcc") or shutil.which(compiler)):
+        return "its kernels are not built (package flashinfer-jit-cache), and there is no nvcc to build them"
     if setting.head_dim not in (64, 128, 256):
         return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
     if phase == "decode":
