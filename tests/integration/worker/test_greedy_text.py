@@ -93,7 +93,10 @@ async def ask_all(
     max_tokens: int = TOKENS,
     ignore_eos: bool = False,
 ) -> list[tuple[str, str, int]]:
-    """The first chats, all at once: text, finish reason and completion tokens of each. `stream` None: every other."""
+    """The first chats, all at once: text, finish reason and completion tokens of each.
+
+    `stream` None: every other one streams.
+    """
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=240)
 
     async def ask(index: int, messages: Any) -> tuple[str, str, int]:
