@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 import yaml
 
-from support.kubectl import Kubectl, until
+from support.kubectl import Kubectl
+from support.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 RELEASE, SYSTEM = "minisgl-e2e", "minisgl-e2e"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from support.kubectl import Kubectl, until
+from support.kubectl import Kubectl
+from support.waiting import until
 
 pytestmark = pytest.mark.timeout(600)
 REASON_SECONDS = 10.0

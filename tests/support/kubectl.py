@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
+from support.waiting import until
+
 Object = dict[str, Any]
-_T = TypeVar("_T")
 
 LEFT_KINDS = (
     "deployments,replicasets,controllerrevisions,pods,services,serviceaccounts,jobs,poddisruptionbudgets,"
@@ -80,15 +80,3 @@ class Kubectl:
     def left(self) -> set[str]:
         """What is in the namespace, apart from what every namespace has."""
         return set(self("get", LEFT_KINDS, "-o", "name").split()) - {"serviceaccount/default"}
-
-
-def until(look: Callable[[], _T | None], what: str, seconds: float, state: Callable[[], Any] = lambda: "") -> _T:
-    """What `look` gives, once it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no {what} within {seconds:.0f} s; there is {state()}")
-        time.sleep(0.3)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from kubernetes import client
 
 from minisgl_operator import api
+from support.waiting import until
 
 Object = dict[str, Any]
-_T = TypeVar("_T")
 REASON_SECONDS = 10.0
 """How soon a reason must show."""
 
@@ -93,15 +91,3 @@ class Services:
         """Type and reason of each."""
         found = self.core.list_namespaced_event(self.namespace).items
         return [(event.type, event.reason) for event in found if event.involved_object.kind == api.KIND]
-
-
-def until(look: Callable[[], _T | None], what: str, seconds: float, state: Callable[[], Any] = lambda: "") -> _T:
-    """What `look` gives, once it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no {what} within {seconds:.0f} s; there is {state()}")
-        time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ from minisgl_operator import api
 from minisgl_operator.crd import crd
 from support import envtest
 from support.envtest import ControlPlane
+from support.fake_node import FakeNode
+from support.operator_process import OperatorProcess
+from support.rights import operator_kubeconfig
+from support.services import Services
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +53,35 @@ def namespace(admin: client.ApiClient) -> Iterator[str]:
     name: str = core.create_namespace({"metadata": {"generateName": "test-"}}).metadata.name
     yield name
     core.delete_namespace(name)
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(controllers: ControlPlane, admin: client.ApiClient) -> Path:
+    """With the rights that the chart gives an operator of all namespaces."""
+    return operator_kubeconfig(controllers, admin)
+
+
+@pytest.fixture(scope="module")
+def operator(kubeconfig: Path) -> Iterator[OperatorProcess]:
+    """The operator's process. It must meet no defect, and ask for nothing that it may not do."""
+    with OperatorProcess(kubeconfig) as process:
+        yield process
+        log = process.log()
+        assert "a defect of the operator" not in log and "Traceback" not in log
+        assert "forbidden: User" not in log
+
+
+@pytest.fixture
+def services(operator: OperatorProcess, admin: client.ApiClient, namespace: str) -> Services:
+    assert operator.is_healthy()
+    return Services(admin, namespace)
+
+
+@pytest.fixture
+def node(admin: client.ApiClient, namespace: str) -> Iterator[FakeNode]:
+    """Plays the node of the test's namespace."""
+    with FakeNode(admin, namespace) as fake:
+        yield fake
 
 
 def install_crd(api_client: client.ApiClient) -> None:

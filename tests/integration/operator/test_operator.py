@@ -6,7 +6,6 @@ Nodes are played (support/fake_node.py): pods become what each test says.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,11 @@ from support.envtest import ControlPlane
 from support.fake_node import FakeNode
 from support.operator_process import IMAGES, OperatorProcess
 from support.rights import operator_kubeconfig
-from support.services import Services, until
+from support.services import Services
+from support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 CHILDREN = ("Deployment", "Service", "ServiceAccount", "ControllerRevision")
-
-
-@pytest.fixture(scope="module")
-def kubeconfig(controllers: ControlPlane, admin: client.ApiClient) -> Path:
-    return operator_kubeconfig(controllers, admin)
-
-
-@pytest.fixture(scope="module")
-def operator(kubeconfig: Path) -> Iterator[OperatorProcess]:
-    with OperatorProcess(kubeconfig) as process:
-        yield process
-        assert "defect" not in process.log() and "Traceback" not in process.log()
-        assert "forbidden" not in process.log().lower()
-
-
-@pytest.fixture
-def services(operator: OperatorProcess, admin: client.ApiClient, namespace: str) -> Services:
-    assert operator.is_healthy()
-    return Services(admin, namespace)
-
-
-@pytest.fixture
-def node(admin: client.ApiClient, namespace: str) -> Iterator[FakeNode]:
-    with FakeNode(admin, namespace) as fake:
-        yield fake
 
 
 def writes(plane: ControlPlane) -> float:

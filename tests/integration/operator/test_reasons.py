@@ -6,45 +6,17 @@ The causes are pods in the states that scheduler and kubelet give them; each wai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kubernetes import client
 
-from support.envtest import ControlPlane
 from support.fake_node import FakeNode, Pod, Status, now, ready, status, unschedulable
-from support.operator_process import OperatorProcess
-from support.rights import operator_kubeconfig
-from support.services import REASON_SECONDS, Services, until
+from support.services import REASON_SECONDS, Services
+from support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 HUB = {"repo": "Qwen/Qwen3-0.6B"}
-
-
-@pytest.fixture(scope="module")
-def kubeconfig(controllers: ControlPlane, admin: client.ApiClient) -> Path:
-    return operator_kubeconfig(controllers, admin)
-
-
-@pytest.fixture(scope="module")
-def operator(kubeconfig: Path) -> Iterator[OperatorProcess]:
-    with OperatorProcess(kubeconfig) as process:
-        yield process
-        assert "defect" not in process.log() and "Traceback" not in process.log()
-
-
-@pytest.fixture
-def services(operator: OperatorProcess, admin: client.ApiClient, namespace: str) -> Services:
-    assert operator.is_healthy()
-    return Services(admin, namespace)
-
-
-@pytest.fixture
-def node(admin: client.ApiClient, namespace: str) -> Iterator[FakeNode]:
-    with FakeNode(admin, namespace) as fake:
-        yield fake
 
 
 def waiting(reason: str, message: str = "") -> Callable[[Pod], Status]:
