@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ RESYNC_SECONDS = 60.0
 """How often every service is looked at without an event."""
 SILENT_SECONDS = 300.0
 """The operator is unhealthy when it has neither seen an event nor finished a look or a resync for so long."""
+
+AT_REST = ("Suspended", "ScaledToZero")
+"""Reasons for which a service is not ready and nobody is missing it."""
 
 Object = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -161,15 +164,22 @@ class Handlers:
 
     def _count_services(self) -> None:
         self._metrics.depth.set(len(self._queue))
-        counts = {"true": 0, "false": 0}
         index = self._indexes[SERVICE_RESOURCE.plural]
-        for key in index:
-            for service in index[key]:
-                conditions = (service.get("status") or {}).get("conditions") or ()
-                ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
-                counts["true" if ready else "false"] += 1
-        for ready_text, count in counts.items():
-            self._metrics.services.labels(ready_text).set(count)
+        for ready, count in count_ready(service for key in index for service in index[key]).items():
+            self._metrics.services.labels(ready).set(count)
+
+
+def count_ready(services: Iterable[Object]) -> dict[str, int]:
+    """How many are ready, and how many should be and are not: one that was put to rest is neither."""
+    counts = {"true": 0, "false": 0}
+    for service in services:
+        conditions = (service.get("status") or {}).get("conditions") or ()
+        ready = next((item for item in conditions if item["type"] == "Ready"), {"status": "False", "reason": ""})
+        if ready["status"] == "True":
+            counts["true"] += 1
+        elif ready["reason"] not in AT_REST:
+            counts["false"] += 1
+    return counts
 
 
 def configure(settings: kopf.OperatorSettings) -> None:

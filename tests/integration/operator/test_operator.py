@@ -202,6 +202,26 @@ def _provide(core: client.CoreV1Api, namespace: str, claim: str) -> None:
     core.create_persistent_volume(volume)
 
 
+def test_a_service_that_is_deleted_and_made_again_at_once(services: Services, node: FakeNode) -> None:
+    """The children of the first are still there, and on their way out, when the second comes."""
+    for cache in ({}, {"cache": {"size": "1Gi"}}):
+        if cache:
+            _provide(services.core, services.namespace, "again-cache")
+        services.create("again", **cache)
+        services.wait("Ready", "True", name="again")
+        first = {pod["metadata"]["uid"] for pod in node.pods()}
+        services.delete("again")
+        services.create("again", **cache)
+        services.wait("Ready", "True", name="again", seconds=60)
+        until(lambda first=first: not first & {pod["metadata"]["uid"] for pod in node.pods()}, "new pods", 60)  # type: ignore[misc]
+        services.wait("Ready", "True", name="again", seconds=60)
+        uid = services.get("again")["metadata"]["uid"]
+        owners = services.deployment("again")["metadata"]["ownerReferences"]  # type: ignore[index]
+        assert [owner["uid"] for owner in owners] == [uid]
+        services.delete("again")
+        until(lambda: not node.pods(), "end of the pods", 60)
+
+
 def test_a_restart_at_any_point_loses_nothing(
     admin: client.ApiClient, namespace: str, operator: OperatorProcess, kubeconfig: Path, node: FakeNode
 ) -> None:
