@@ -234,7 +234,7 @@ def test_groups_follow_the_rows_as_they_grow_and_change() -> None:
 @pytest.mark.parametrize("names", [("torch", "fast"), ("fast", "torch")])
 def test_an_unknown_backend_is_refused_by_name(names: tuple[str, str]) -> None:
     with pytest.raises(
-        UserError, match="--attn fast: this backend is not available; allowed: auto, torch, flashinfer"
+        UserError, match="--attn fast: this backend is not available; allowed: auto, flashinfer, triton, torch"
     ):
         choose_attention(names, SETTING)
 
@@ -248,23 +248,28 @@ def test_a_cpu_gets_torch_unasked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "installed", "words"),
+    ("setting", "installed", "words", "instead"),
     [
-        (SETTING, True, "it needs a CUDA device"),
-        (SETTING._replace(device=CUDA), False, "the package flashinfer-python is not installed"),
-        (SETTING._replace(device=CUDA, dtype=torch.float32), True, "it needs float16 or bfloat16, not float32"),
-        (SETTING._replace(device=CUDA, head_dim=80), True, "heads of 64, 128 or 256 dimensions, not 80"),
-        (SETTING._replace(device=CUDA, page_size=8), True, "needs --page-size 16, 32, 64 or 128, not 8"),
+        (SETTING, True, "it needs a CUDA device", "torch"),
+        (SETTING._replace(device=CUDA), False, "the package flashinfer-python is not installed", "torch"),
+        (
+            SETTING._replace(device=CUDA, dtype=torch.float32),
+            True,
+            "needs float16 or bfloat16, not float32",
+            "torch",
+        ),
+        (SETTING._replace(device=CUDA, head_dim=80), True, "heads of 64, 128 or 256 dimensions, not 80", "torch"),
+        (SETTING._replace(device=CUDA, page_size=8), True, "needs --page-size 16, 32, 64 or 128, not 8", "triton"),
     ],
 )
 def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
-    setting: Setting, installed: bool, words: str, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, installed: bool, words: str, instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda _: object() if installed else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     with pytest.raises(UserError, match=f"^--attn flashinfer: cannot be used for .*{words}; --attn torch works$"):
         choose_attention(("flashinfer", "flashinfer"), setting)
-    assert choose_attention(("torch", "auto"), setting) == ("torch", "torch")
+    assert choose_attention(("torch", "auto"), setting) == ("torch", instead)
 
 
 def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,5 +282,11 @@ def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeyp
     assert choose_attention(("auto", "auto"), setting) == ("torch", "torch")
     with pytest.raises(UserError, match="no nvcc to build them"):
         choose_attention(("flashinfer", "torch"), setting)
+    installed.add("triton")
+    assert choose_attention(("auto", "auto"), setting) == ("triton", "triton")
+    with pytest.raises(
+        UserError, match="--attn triton: cannot be used for prefill: it needs heads of 64, 128 or 256"
+    ):
+        choose_attention(("triton", "auto"), setting._replace(head_dim=80))
     installed.add("flashinfer_jit_cache")
     assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "flashinfer")

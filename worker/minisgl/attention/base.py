@@ -98,3 +98,22 @@ class GraphBackend(Protocol):
     def decode_at(self, tables: Tensor, lengths: Tensor) -> Part:
         """Attention of one token in each of D rows, with tables int32 [D, pages] and lengths int32 [D]."""
         ...
+
+
+class ChunkBackend(Protocol):
+    """One whose attention of chunks depends on nothing but what is on the device: it can be captured.
+
+    A tile is neighbouring tokens of one chunk. A decode row is a chunk of one token.
+    """
+
+    def tile_tokens(self, tokens: int) -> int:
+        """Most tokens of a tile in a step of `tokens`."""
+        ...
+
+    def chunks_at(self, tables: Tensor, tiles: Tensor, tokens: int) -> Part:
+        """Attention of a step of at most `tokens`.
+
+        tables int32 [rows, pages]; tiles int64 [4, N], contiguous: row, first of its tokens among the step's,
+        number of tokens (0: no tile), position of the first.
+        """
+        ...

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import DecodeBackend, GraphBackend, Part, PrefillBackend, StepMetadata, Target
+from minisgl.attention.base import (
+    ChunkBackend,
+    DecodeBackend,
+    GraphBackend,
+    Part,
+    PrefillBackend,
+    StepMetadata,
+    Target,
+)
 from minisgl.kvcache.pool import KVPool
 
 
@@ -38,7 +46,11 @@ class StepAttention:
 class PagedAttention:
     """Plans the attention of every step."""
 
-    def __init__(self, pool: KVPool, prefill: PrefillBackend, decode: DecodeBackend) -> None:
+    def __init__(
+        self, pool: KVPool, prefill: PrefillBackend, decode: DecodeBackend, chunks: ChunkBackend | None = None
+    ) -> None:
+        """`chunks`: for captured steps with chunks; None: there can be none."""
+        self.chunks = chunks
         self._pool = pool
         self._prefill = prefill
         self._decode = decode
@@ -62,3 +74,8 @@ class PagedAttention:
         """A step of D decode rows that is described on the device alone, as `GraphBackend.decode_at` says."""
         assert isinstance(self._decode, GraphBackend)
         return StepAttention(self._pool, slots, len(slots), self._decode.decode_at(tables, lengths), None)
+
+    def chunks_at(self, slots: Tensor, tables: Tensor, tiles: Tensor) -> StepAttention:
+        """A step of T chunk tokens that is described on the device alone, as `ChunkBackend.chunks_at` says."""
+        assert self.chunks is not None
+        return StepAttention(self._pool, slots, 0, None, self.chunks.chunks_at(tables, tiles, len(slots)))

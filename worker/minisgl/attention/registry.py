@@ -15,6 +15,7 @@ import torch
 from minisgl.attention.base import Backend
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.torch_backend import TorchBackend
+from minisgl.attention.triton_backend import TritonBackend
 from minisgl.kvcache.pool import KVPool
 from minisgl.utils.errors import UserError
 
@@ -34,7 +35,12 @@ def _flashinfer(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
     return backend
 
 
-BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {"torch": _torch, "flashinfer": _flashinfer}
+BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {
+    "flashinfer": _flashinfer,
+    "triton": TritonBackend,
+    "torch": _torch,
+}
+"""The fastest first."""
 
 PHASES = ("prefill", "decode")
 
@@ -59,19 +65,41 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
     for phase, name in zip(PHASES, names, strict=True):
         if name not in ("auto", *BACKENDS):
             raise UserError(f"--attn {name}: this backend is not available; allowed: auto, {', '.join(BACKENDS)}")
-        obstacle = _flashinfer_obstacle(setting, phase) if name != "torch" else None
-        if obstacle is not None and name == "flashinfer":
-            raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacle}; --attn torch works")
+        obstacles = {backend: _obstacle(backend, setting, phase) for backend in BACKENDS}
         if name == "auto":
-            name = "flashinfer" if obstacle is None else "torch"
-            reason = f"not flashinfer: {obstacle}" if obstacle is not None else "the fastest on this GPU"
+            name = next(backend for backend in BACKENDS if obstacles[backend] is None)
+            faster = list(BACKENDS)[: list(BACKENDS).index(name)]
+            reason = "; ".join(f"not {backend}: {obstacles[backend]}" for backend in faster) or "the fastest here"
             logger.info("attention backend for %s: %s (%s)", phase, name, reason)
+        elif obstacles[name] is not None:
+            raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacles[name]}; --attn torch works")
         chosen.append(name)
     return chosen[0], chosen[1]
 
 
+def _obstacle(backend: str, setting: Setting, phase: str) -> str | None:
+    """Why `backend` cannot be used; None: it can."""
+    match backend:
+        case "flashinfer":
+            return _flashinfer_obstacle(setting, phase)
+        case "triton":
+            return _triton_obstacle(setting)
+    return None
+
+
+def _triton_obstacle(setting: Setting) -> str | None:
+    if setting.device.type != "cuda":
+        return "it needs a CUDA device"
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if setting.dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
+    if setting.head_dim not in (64, 128, 256):
+        return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
+    return None
+
+
 def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
-    """Why FlashInfer cannot be used; None: it can."""
     if setting.device.type != "cuda":
         return "it needs a CUDA device"
     if find_spec("flashinfer") is None:
@@ -99,4 +127,8 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     `num_heads`: query heads of this rank.
     """
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
-    return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]])
+    layer = pool.layers[0]
+    setting = Setting(layer.device, layer.dtype, pool.page_size, pool.head_dim, num_heads // pool.kv_heads)
+    captured = "torch" not in names and _triton_obstacle(setting) is None
+    chunks = TritonBackend(pool, windows, num_heads) if captured else None
+    return PagedAttention(pool, made[names[0]], made[names[1]], chunks)

@@ -19,7 +19,8 @@ from minisgl.distributed import Communicator, connect
 from minisgl.engine.cuda_stream import CudaStream
 from minisgl.engine.graphs import DecodeGraphs
 from minisgl.engine.memory import count_pages, free_bytes
-from minisgl.engine.rows import Choice, Rows
+from minisgl.engine.prefill_graphs import PrefillGraphs, ReplayedStep
+from minisgl.engine.rows import Choice, Rows, StepInput
 from minisgl.engine.sampler import greedy, sample
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
@@ -79,10 +80,11 @@ class Engine:
         self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
         self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
         self._graphs: DecodeGraphs | None = None
+        self._prefill_graphs: PrefillGraphs | None = None
         with self._phase("warmup"):
             self._warm_up()
         with self._phase("graphs"):
-            self._graphs = self._capture(min(config.cuda_graph_max_batch, config.max_running_requests), model)
+            self._capture(min(config.cuda_graph_max_batch, config.max_running_requests), model)
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
@@ -98,8 +100,7 @@ class Engine:
         self._rows.update(batch)
         if self._graphs is not None and not batch.prefill and len(batch.decode_rows) <= self._graphs.most:
             return self._replay(self._graphs, batch.decode_rows)
-        step = self._rows.lay_out(batch)
-        hidden = self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
+        step, hidden = self._run(batch)
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
         if not hidden.shape[0]:
@@ -128,19 +129,30 @@ class Engine:
         self._rows.last_tokens.index_copy_(0, on_device, tokens)
         return tokens
 
-    def _capture(self, most: int, model: ModelConfig) -> DecodeGraphs | None:
-        """Graphs for up to `most` decode rows; None, and the log says why, when steps cannot be captured."""
+    def _run(self, batch: Batch) -> tuple[StepInput | ReplayedStep, Tensor]:
+        """The model's part of a step: for which rows to sample, and the hidden states of the step's tokens."""
+        if self._prefill_graphs is not None and batch.prefill and batch.num_tokens <= self._prefill_graphs.most:
+            return self._prefill_graphs.replay(batch)
+        step = self._rows.lay_out(batch)
+        return step, self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
+
+    def _capture(self, most: int, model: ModelConfig) -> None:
+        """Graphs of up to `most` decode rows, and of short steps with chunks; the log says why there are none."""
         if not isinstance(self._stream, CudaStream) or most < 1:
-            return None
-        if not self._attention.can_capture:
-            logger.info("no CUDA graphs: the attention backend for decode needs the host in every step")
-        elif any(model.is_sparse(layer) for layer in range(model.num_layers)):
+            return
+        if any(model.is_sparse(layer) for layer in range(model.num_layers)):
             logger.info("no CUDA graphs: the experts of this model are gathered by the host")
-        elif self._comm.size > 1:
+            return
+        if self._comm.size > 1:
             logger.info("no CUDA graphs: several ranks")
+            return
+        shared = self._model, self._rows, self._attention, self._stream.stream
+        if self._attention.can_capture:
+            self._graphs = DecodeGraphs(most, *shared)
         else:
-            return DecodeGraphs(most, self._model, self._rows, self._attention, self._stream.stream)
-        return None
+            logger.info("no CUDA graphs: the attention backend for decode needs the host in every step")
+        if self._attention.chunks is not None:
+            self._prefill_graphs = PrefillGraphs(*shared)
 
     def _warm_up(self) -> None:
         """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""

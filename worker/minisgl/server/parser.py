@@ -12,7 +12,7 @@ from minisgl.core.config import EngineConfig, SchedulerConfig
 from minisgl.server.config import ServerConfig
 from minisgl.utils.errors import UserError
 
-ATTENTION_BACKENDS = ("auto", "torch", "flashinfer")
+ATTENTION_BACKENDS = ("auto", "flashinfer", "triton", "torch")
 NO_OVERLAP = "MINISGL_DISABLE_OVERLAP_SCHEDULING"
 ENGINE, SCHEDULER = EngineConfig(model_path=""), SchedulerConfig()
 SERVER = ServerConfig(served_model_name="")

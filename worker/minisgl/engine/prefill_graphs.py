@@ -1,0 +1,124 @@
+"""Short steps with chunks of prompts as CUDA graphs: what the prefix cache leaves of a prompt, and decodes beside.
+
+Such a step takes the GPU less time than launching its kernels takes the host. A graph is captured for some numbers
+of tokens; a step is filled up with tokens of the padding row. What the host knows of a step is sent in one copy;
+the rest is in the request table. Decode rows are chunks of one token, the newest of their row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisgl.attention.paged import PagedAttention
+from minisgl.attention.triton_backend import Numbers, cut_tiles
+from minisgl.core.batch import Batch
+from minisgl.engine.rows import Choice, Rows
+from minisgl.kernel import kernels_for
+from minisgl.models.transformer import Transformer
+
+SIZES = (16, 32, 64, 128, 192, 256, 384, 512)
+"""Numbers of tokens to capture."""
+TOKENS, TILES, SAMPLED = slice(0, 3), slice(3, 7), slice(7, 9)
+FIELDS = 9
+"""Of what is sent, int64 [FIELDS, size]: of each token its row, position and token; of each tile what
+`ChunkBackend.chunks_at` takes; of each sampled token its place among the tokens, and its row."""
+
+
+@dataclass(slots=True, frozen=True)
+class ReplayedStep:
+    """For which rows a replayed step samples; the names are those of `minisgl.engine.rows.StepInput`."""
+
+    sampled: Tensor
+    """int64 [S], as is `rows`; overwritten by the next replay."""
+    rows: Tensor
+    choice: Choice
+    largest_top_k: int
+
+
+class PrefillGraphs:
+    """One graph for each size. All share one memory pool: only one of them runs at a time."""
+
+    most = SIZES[-1]
+    """The largest number of tokens that can be replayed."""
+
+    def __init__(
+        self, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
+    ) -> None:
+        """Captures, the largest first, so that the others fit in its memory. Rows must hold no request."""
+        self._model = model
+        self._rows = rows
+        self._attention = attention
+        self._sent = torch.empty(FIELDS * self.most, dtype=torch.int64, device=rows.lengths.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._results: dict[int, Tensor] = {}
+        pool = torch.cuda.graph_pool_handle()
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            for size in reversed(SIZES):
+                self._send(Batch(), size)
+                self._step(size)  # kernels are compiled and libraries set up before any capture
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    self._results[size] = self._step(size)
+                self._graphs[size] = graph
+
+    def replay(self, batch: Batch) -> tuple[ReplayedStep, Tensor]:
+        """A step of at most `most` tokens, after `Rows.update`.
+
+        Returns for which rows it samples, and the hidden states [size, hidden] of all its tokens, which the next
+        replay overwrites.
+        """
+        size = SIZES[bisect_left(SIZES, batch.num_tokens)]
+        sampled_rows = self._send(batch, size)
+        self._graphs[size].replay()
+        sampled, rows = self._view(size)[SAMPLED, : len(sampled_rows)]
+        table = self._rows
+        step = ReplayedStep(sampled, rows, table.choice(sampled_rows), table.largest_top_k(sampled_rows))
+        return step, self._results[size]
+
+    def _view(self, size: int) -> Tensor:
+        return self._sent[: FIELDS * size].view(FIELDS, size)
+
+    def _send(self, batch: Batch, size: int) -> list[int]:
+        """Send what the host knows of a step; returns the rows that it samples for."""
+        decodes, chunks = len(batch.decode_rows), batch.prefill
+        spans = np.array(
+            [(row, length - 1, 1) for row, length in zip(batch.decode_rows, batch.decode_lengths, strict=True)]
+            + [(chunk.row, chunk.start, len(chunk.tokens)) for chunk in chunks],
+            dtype=np.int64,
+        ).reshape(-1, 3)
+        rows, starts, lengths = spans.T
+        ends = lengths.cumsum()
+        tokens = batch.num_tokens
+        sent: Numbers = np.zeros((FIELDS, size), dtype=np.int64)
+        row, position, token = sent[TOKENS]
+        row[:tokens] = np.repeat(rows, lengths)
+        row[tokens:] = len(self._rows.lengths) - 1  # the padding row
+        position[:tokens] = np.arange(tokens) - np.repeat(ends - lengths - starts, lengths)
+        token[:decodes] = kernels_for(self._sent, "chunks").NEWEST
+        token[decodes:tokens] = [token for chunk in chunks for token in chunk.tokens]
+        tiles = cut_tiles(spans.T, self._tile_tokens(size))
+        sent[TILES, : tiles.shape[1]] = tiles
+        is_sampled = np.array([True] * decodes + [chunk.sample for chunk in chunks], dtype=bool)
+        sampled_rows = rows[is_sampled]
+        sent[SAMPLED, : len(sampled_rows)] = ends[is_sampled] - 1, sampled_rows
+        # torch keeps the pinned copy until it is read.
+        self._view(size).copy_(torch.from_numpy(sent).pin_memory(), non_blocking=True)
+        return [int(row) for row in sampled_rows]
+
+    def _tile_tokens(self, size: int) -> int:
+        assert self._attention.chunks is not None
+        return self._attention.chunks.tile_tokens(size)
+
+    def _step(self, size: int) -> Tensor:
+        table, sent = self._rows, self._view(size)
+        tokens, slots = kernels_for(sent, "chunks").look_up(
+            sent[TOKENS], table.last_tokens, table.lengths, table.block_table, table.page_size
+        )
+        attend = self._attention.chunks_at(slots, table.block_table, sent[TILES])
+        hidden: Tensor = self._model(tokens, sent[1], attend)
+        return hidden
