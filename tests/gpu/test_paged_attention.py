@@ -99,7 +99,7 @@ class Scene:
         """The slots of the step's own tokens."""
         places = list(zip(step.decode_rows.tolist(), (n - 1 for n in step.host_lengths), strict=True))
         places += [(c.row, position) for c in step.chunks for position in range(c.start, c.start + c.length)]
-        rows, positions = torch.tensor(places, device=CUDA).T
+        rows, positions = torch.tensor(places, device=CUDA).unbind(1)
         page_size = self.shape.page_size
         return self.block_table[rows, positions // page_size].long() * page_size + positions % page_size
 
@@ -109,7 +109,7 @@ def run(attend: StepAttention, layer: int, query: Tensor, kv_heads: int) -> Tens
     return attend(layer, query, nothing, nothing)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"page{shape.page_size}")
 def test_any_layout_is_attended_to_as_torch_does(shape: Shape) -> None:
     scene = Scene(shape, rows=40, longest=3000)
     attention = create_attention(("triton", "triton"), scene.half, shape.windows, shape.heads)
@@ -125,7 +125,7 @@ def test_any_layout_is_attended_to_as_torch_does(shape: Shape) -> None:
             assert torch.equal(result, again)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=lambda shape: f"page{shape.page_size}")
 @pytest.mark.parametrize("size", [64, 256])
 def test_one_captured_step_serves_every_layout(shape: Shape, size: int) -> None:
     scene = Scene(shape, rows=40, longest=3000)

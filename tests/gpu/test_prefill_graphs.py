@@ -70,7 +70,7 @@ def test_greedy_tokens_are_among_the_likeliest(
         assert llm.stats.used_pages == 0
         first = len(replayed)
         again = llm.generate(prompts(), each)
-    assert first > 5 and len(replayed) > first
+    assert first and len(replayed) > first
     assert any(batch.decode_rows and batch.prefill for batch in replayed), "no mixed batch was captured"
     assert any(chunk.start and len(chunk.tokens) > 1 for batch in replayed for chunk in batch.prefill)
     for done in (completions, again):
