@@ -21,8 +21,6 @@ Numbers = NDArray[np.int64]
 
 SHORT_STEP = 128
 """Tokens up to which tiles are low, so that there are more of them."""
-PROGRAMS = 2
-"""Of a tile, at once on each of the GPU's multiprocessors."""
 
 
 class TritonBackend:
@@ -34,7 +32,7 @@ class TritonBackend:
         self._windows = windows
         self._group = num_heads // pool.kv_heads
         self._device = pool.layers[0].device
-        self._programs = PROGRAMS * torch.cuda.get_device_properties(self._device).multi_processor_count
+        self._processors = torch.cuda.get_device_properties(self._device).multi_processor_count
         self._kernels = kernels_for(pool.layers[0], "paged")
         self._scratch = cache(self._make_scratch)
 
@@ -65,7 +63,7 @@ class TritonBackend:
         return self._part(tables, tiles, max(16, _power_of_2(self._group)))
 
     def _part(self, tables: Tensor, tiles: Tensor, tile_rows: int) -> Part:
-        kernels, pool, windows, programs = self._kernels, self._pool, self._windows, self._programs
+        kernels, pool, windows, programs = self._kernels, self._pool, self._windows, self._programs(tile_rows)
         plans = {window: kernels.plan(tiles, window, pool.kv_heads, programs) for window in set(windows)}
         scratch = self._scratch(tile_rows)
 
@@ -78,10 +76,14 @@ class TritonBackend:
     def _tile_rows(self, tokens: int) -> int:
         return max(64 if tokens <= SHORT_STEP else 128, _power_of_2(self._group))
 
+    def _programs(self, tile_rows: int) -> int:
+        """How many run at once: of low tiles, two on each of the GPU's multiprocessors."""
+        return self._processors * (2 if tile_rows < 128 else 1)
+
     def _make_scratch(self, tile_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         pool = self._pool
         scratch: tuple[Tensor, Tensor, Tensor] = self._kernels.Scratch.make(
-            self._programs, pool.kv_heads, tile_rows, pool.head_dim, self._device
+            self._programs(tile_rows), pool.kv_heads, tile_rows, pool.head_dim, self._device
         )
         return scratch
 

@@ -20,8 +20,14 @@ from minisgl.kernel.launch import begin, early
 
 KEYS = 64
 """Keys that a program reads at once."""
-SHORTEST_PART = 4 * KEYS
-"""Keys below which cutting a tile's keys costs more than it gains."""
+STAGES = 3
+LOW_TILE = 16
+"""Rows of a tile that is a matter of memory alone, as a decode row is: it does not fill the larger tiles."""
+MOST_PARTS = 32
+"""Of a tile. A power of two."""
+START = 128
+"""What beginning a part takes, and what adding one up takes, in keys that could be read meanwhile."""
+MERGE = 64
 FIELDS = 9
 """Of a part in `Plan.parts`: the tile's row, first token, tokens and first position; the part's first key and the
 one after its last; where the tile's parts begin in the scratch memory; which of them it is; how many they are."""
@@ -40,7 +46,7 @@ class Scratch(NamedTuple):
     @staticmethod
     def make(programs: int, kv_heads: int, tile_rows: int, head_dim: int, device: torch.device) -> Scratch:
         """`programs`: as for `plan`."""
-        # A tile of several parts has less than twice as many as its share of all keys would be.
+        # `plan` makes so many parts more than tiles; a tile of several parts has at most twice as many as that.
         shape = (2 * max(programs // kv_heads, 1), kv_heads, tile_rows)
         return Scratch(
             torch.empty((*shape, head_dim), dtype=torch.float32, device=device),
@@ -59,7 +65,7 @@ class Plan(NamedTuple):
 
 
 def plan(tiles: Tensor, window: int | None, kv_heads: int, programs: int) -> Plan:
-    """Cut the keys that `tiles` see into about ``programs / kv_heads`` parts, where they are long enough.
+    """Cut the keys that `tiles` see into parts, such that `programs` are done soonest.
 
     tiles int64 [4, N], contiguous: the row, the first of its tokens among the step's, the number of tokens (0: no
     tile), the position of the first. `window`: how many tokens a token sees, itself included. None: all before it.
@@ -70,16 +76,16 @@ def plan(tiles: Tensor, window: int | None, kv_heads: int, programs: int) -> Pla
         torch.empty(1, dtype=torch.int32, device=tiles.device),
     )
     _plan[(1,)](
-        tiles, *made, count, count + target, target, window or 0, KEYS, SHORTEST_PART,
-        max(triton.next_power_of_2(count), 16), early(), launch_pdl=early(),
+        tiles, *made, count, target, kv_heads, programs, window or 0, KEYS, MOST_PARTS, START, MERGE,
+        max(triton.next_power_of_2(count), 16), early(), num_warps=8, launch_pdl=early(),
     )  # fmt: skip
     return made
 
 
 @triton.jit
 def _plan(
-    tiles, parts, number, tile_count, stride, target, window, keys: tl.constexpr, shortest: tl.constexpr,
-    block: tl.constexpr, early: tl.constexpr,
+    tiles, parts, number, tile_count, target, kv_heads, programs, window, keys: tl.constexpr, most: tl.constexpr,
+    start: tl.constexpr, merge: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     begin(early)
     tile = tl.arange(0, block)
@@ -89,11 +95,21 @@ def _plan(
     position = tl.load(tiles + 3 * tile_count + tile, inside, 0).to(tl.int32)
     low = tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)
     high = tl.where(tokens > 0, position + tokens, low)
-    length = tl.maximum(tl.cdiv(tl.cdiv(tl.sum(high - low), target), keys) * keys, shortest)
-    count = tl.cdiv(high - low, length)
+    # For each number of parts that the longest tile may be cut into: all parts of that length, and what they take.
+    choice = tl.arange(0, most)
+    length = tl.cdiv(tl.cdiv(tl.max(high - low), choice + 1), keys) * keys
+    total = tl.sum(tl.cdiv((high - low)[None, :], tl.maximum(length, 1)[:, None]), axis=1)
+    cost = tl.cdiv(total * kv_heads, programs) * (length + start) + choice * merge
+    fits = total - tl.sum((high > low).to(tl.int32)) <= target
+    chosen = tl.argmin(tl.where(fits, cost, 2147483647), axis=0)
+    limit = tl.maximum(tl.sum(tl.where(choice == chosen, length, 0)), 1)
+    # The parts of a tile are as long as each other.
+    length = tl.cdiv(tl.cdiv(high - low, tl.maximum(tl.cdiv(high - low, limit), 1)), keys) * keys
+    count = tl.cdiv(high - low, tl.maximum(length, 1))
     first = tl.cumsum(count) - count
     several = tl.where(count > 1, count, 0)
     scratch = tl.cumsum(several) - several
+    stride = tile_count + target
     for index in range(tl.max(count)):
         place = parts + first + index
         there = index < count
@@ -104,7 +120,7 @@ def _plan(
         tl.store(place + 4 * stride, low + index * length, there)
         tl.store(place + 5 * stride, tl.minimum(low + (index + 1) * length, high), there)
         tl.store(place + 6 * stride, scratch, there)
-        tl.store(place + 7 * stride, tl.zeros_like(row).to(tl.int32) + index, there)
+        tl.store(place + 7 * stride, tl.zeros_like(count) + index, there)
         tl.store(place + 8 * stride, count, there)
     tl.store(number, tl.sum(count))
 
@@ -124,8 +140,8 @@ def attend(
     _attend[(min(most * kv_heads, programs),)](
         query, layer, tables, made.parts, made.number, *scratch, out, query.stride(0), out.stride(0),
         tables.stride(0), most, head_dim**-0.5 * 1.4426950408889634, scratch.weights.stride(0),
-        query.shape[1] // kv_heads, kv_heads, page_size, head_dim, window or 0, tile_rows, KEYS, early(),
-        num_warps=8 if tile_rows >= 128 else 4, num_stages=2 if head_dim > 128 else 3, launch_pdl=early(),
+        query.shape[1] // kv_heads, kv_heads, page_size, head_dim, window or 0, tile_rows, LOW_TILE, KEYS, early(),
+        num_warps=8 if tile_rows >= 128 else 4, num_stages=2 if head_dim > 128 else STAGES, launch_pdl=early(),
     )  # fmt: skip
 
 
@@ -133,70 +149,89 @@ def attend(
 def _attend(
     query, cache, tables, parts, number, sums, weights, arrivals, out, query_stride, out_stride, table_stride,
     part_stride, scale, weight_stride, group: tl.constexpr, kv_heads: tl.constexpr, page_size: tl.constexpr,
-    head_dim: tl.constexpr, window: tl.constexpr, rows: tl.constexpr, keys: tl.constexpr, early: tl.constexpr,
+    head_dim: tl.constexpr, window: tl.constexpr, rows: tl.constexpr, low_rows: tl.constexpr, keys: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     begin(early)
-    row, column = tl.arange(0, rows), tl.arange(0, head_dim)
     for index in range(tl.program_id(0), tl.load(number) * kv_heads, tl.num_programs(0)):
-        head = index % kv_heads
         part = parts + index // kv_heads
-        table = tables + tl.load(part).to(tl.int64) * table_stride
-        token = tl.load(part + part_stride).to(tl.int64)
-        tokens, position = tl.load(part + 2 * part_stride), tl.load(part + 3 * part_stride)
-        low, high = tl.load(part + 4 * part_stride), tl.load(part + 5 * part_stride)
-        first, place = tl.load(part + 6 * part_stride), tl.load(part + 7 * part_stride)
-        count = tl.load(part + 8 * part_stride)
-
-        there = (row < tokens * group)[:, None]
-        element = (head * group + row % group)[:, None] * head_dim + column[None, :]
-        query_place = query + (token + row // group)[:, None] * query_stride + element
-        out_place = out + (token + row // group)[:, None] * out_stride + element
-        queries = tl.load(query_place, there, 0.0)
-        positions = position + row // group
-        head_cache = cache + head * head_dim + column[None, :]
-        most = tl.full((rows,), -1e30, tl.float32)  # finite: a row that sees no key of the part leaves no NaN
-        total = tl.zeros((rows,), tl.float32)
-        sum_ = tl.zeros((rows, head_dim), tl.float32)
-        seen = low  # up to where all of the tile's tokens see every key
-        if window == 0:
-            seen += tl.maximum(tl.minimum(high, position + 1) - low, 0) // keys * keys
-            most, total, sum_ = _read_keys(
-                queries, positions, head_cache, table, low, seen, scale, most, total, sum_,
-                kv_heads, page_size, head_dim, window, keys, False,
+        if tl.load(part + 2 * part_stride) * group <= low_rows:
+            _attend_part(
+                query, cache, tables, part, sums, weights, arrivals, out, query_stride, out_stride, table_stride,
+                part_stride, scale, weight_stride, index % kv_heads, group, kv_heads, page_size, head_dim, window,
+                low_rows, rows, keys,
             )  # fmt: skip
+        elif rows > low_rows:
+            _attend_part(
+                query, cache, tables, part, sums, weights, arrivals, out, query_stride, out_stride, table_stride,
+                part_stride, scale, weight_stride, index % kv_heads, group, kv_heads, page_size, head_dim, window,
+                rows, rows, keys,
+            )  # fmt: skip
+
+
+@triton.jit
+def _attend_part(
+    query, cache, tables, part, sums, weights, arrivals, out, query_stride, out_stride, table_stride, part_stride,
+    scale, weight_stride, head, group: tl.constexpr, kv_heads: tl.constexpr, page_size: tl.constexpr,
+    head_dim: tl.constexpr, window: tl.constexpr, rows: tl.constexpr, scratch_rows: tl.constexpr,
+    keys: tl.constexpr,
+):  # fmt: skip
+    """One part of a tile that fills at most `rows`, for one key-value head."""
+    row, column = tl.arange(0, rows), tl.arange(0, head_dim)
+    table = tables + tl.load(part).to(tl.int64) * table_stride
+    token = tl.load(part + part_stride).to(tl.int64)
+    tokens, position = tl.load(part + 2 * part_stride), tl.load(part + 3 * part_stride)
+    low, high = tl.load(part + 4 * part_stride), tl.load(part + 5 * part_stride)
+    first, place = tl.load(part + 6 * part_stride), tl.load(part + 7 * part_stride)
+    count = tl.load(part + 8 * part_stride)
+
+    there = (row < tokens * group)[:, None]
+    element = (head * group + row % group)[:, None] * head_dim + column[None, :]
+    out_place = out + (token + row // group)[:, None] * out_stride + element
+    queries = tl.load(query + (token + row // group)[:, None] * query_stride + element, there, 0.0)
+    positions = position + row // group
+    head_cache = cache + head * head_dim + column[None, :]
+    most = tl.full((rows,), -1e30, tl.float32)  # finite: a row that sees no key of the part leaves no NaN
+    total = tl.zeros((rows,), tl.float32)
+    sum_ = tl.zeros((rows, head_dim), tl.float32)
+    seen = low  # up to where all of the tile's tokens see every key
+    if window == 0:
+        seen += tl.maximum(tl.minimum(high, position + 1) - low, 0) // keys * keys
         most, total, sum_ = _read_keys(
-            queries, positions, head_cache, table, seen, high, scale, most, total, sum_,
-            kv_heads, page_size, head_dim, window, keys, True,
+            queries, positions, head_cache, table, low, seen, scale, most, total, sum_,
+            kv_heads, page_size, head_dim, window, keys, False,
         )  # fmt: skip
-        if count == 1:
+    most, total, sum_ = _read_keys(
+        queries, positions, head_cache, table, seen, high, scale, most, total, sum_,
+        kv_heads, page_size, head_dim, window, keys, True,
+    )  # fmt: skip
+    if count == 1:
+        tl.store(out_place, (sum_ / total[:, None]).to(out.dtype.element_ty), there)
+    else:
+        first_row = (first * kv_heads + head).to(tl.int64) * scratch_rows + row
+        step = kv_heads * scratch_rows  # from a part of the tile to its next
+        own = first_row + place * step
+        tl.store(weights + own, most)
+        tl.store(weights + weight_stride + own, total)
+        tl.store(sums + own[:, None] * head_dim + column[None, :], sum_, there)
+        tl.debug_barrier()  # all of the program's threads have written
+        arrival = arrivals + first * kv_heads + head
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == count - 1:
+            most = tl.full((rows,), -1e30, tl.float32)
+            total = tl.zeros((rows,), tl.float32)
+            sum_ = tl.zeros((rows, head_dim), tl.float32)
+            for other in tl.range(count, num_stages=3):
+                its = first_row + other * step
+                its_most = tl.load(weights + its, cache_modifier=".cg")
+                its_total = tl.load(weights + weight_stride + its, cache_modifier=".cg")
+                its_sum = tl.load(sums + its[:, None] * head_dim + column[None, :], cache_modifier=".cg")
+                new = tl.maximum(most, its_most)
+                shrink, weight = tl.exp2(most - new), tl.exp2(its_most - new)
+                total = total * shrink + its_total * weight
+                sum_ = sum_ * shrink[:, None] + its_sum * weight[:, None]
+                most = new
             tl.store(out_place, (sum_ / total[:, None]).to(out.dtype.element_ty), there)
-        else:
-            first_row = (first * kv_heads + head).to(tl.int64) * rows + row
-            step = kv_heads * rows  # from a part of the tile to its next
-            own = first_row + place * step
-            tl.store(weights + own, most)
-            tl.store(weights + weight_stride + own, total)
-            tl.store(sums + own[:, None] * head_dim + column[None, :], sum_, there)
-            tl.debug_barrier()  # all of the program's threads have written
-            arrival = arrivals + first * kv_heads + head
-            if tl.atomic_add(arrival, 1, sem="acq_rel") == count - 1:
-                most = tl.full((rows,), -1e30, tl.float32)
-                total = tl.zeros((rows,), tl.float32)
-                sum_ = tl.zeros((rows, head_dim), tl.float32)
-                for other in range(count):
-                    its = first_row + other * step
-                    its_most = tl.load(weights + its, cache_modifier=".cg")
-                    its_total = tl.load(weights + weight_stride + its, cache_modifier=".cg")
-                    its_sum = tl.load(
-                        sums + its[:, None] * head_dim + column[None, :], there, 0.0, cache_modifier=".cg"
-                    )
-                    new = tl.maximum(most, its_most)
-                    shrink, weight = tl.exp2(most - new), tl.exp2(its_most - new)
-                    total = total * shrink + its_total * weight
-                    sum_ = sum_ * shrink[:, None] + its_sum * weight[:, None]
-                    most = new
-                tl.store(out_place, (sum_ / total[:, None]).to(out.dtype.element_ty), there)
-                tl.store(arrival, 0)
+            tl.store(arrival, 0)
 
 
 @triton.jit
@@ -206,15 +241,17 @@ def _read_keys(
     masked: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over the keys at positions ``low .. high - 1``; unless `masked`, every token sees all."""
+    position = low + tl.arange(0, keys)
+    page = tl.load(table + position // page_size, position < high, 0).to(tl.int64)
     for start in tl.range(low, high, keys):
         position = start + tl.arange(0, keys)
-        inside = position < high
-        page = tl.load(table + position // page_size, inside, 0).to(tl.int64)
         slot = page * page_size + position % page_size
+        # The next pages are looked up early, so that their keys can be fetched while these are computed with.
+        page = tl.load(table + (position + keys) // page_size, position + keys < high, 0).to(tl.int64)
         place = cache + slot[:, None] * (2 * kv_heads * head_dim)
         scores = tl.dot(queries, tl.trans(tl.load(place))) * scale
         if masked:
-            visible = inside[None, :] & (position[None, :] <= positions[:, None])
+            visible = (position < high)[None, :] & (position[None, :] <= positions[:, None])
             if window > 0:
                 visible = visible & (position[None, :] > positions[:, None] - window)
             scores = tl.where(visible, scores, -float("inf"))
