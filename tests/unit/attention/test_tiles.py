@@ -18,7 +18,7 @@ def test_every_token_is_in_one_tile_at_its_position(chunks: list[tuple[int, int]
         (row, position) for row, start, length in spans.tolist() for position in range(start, start + length)
     ]
     tiles = cut_tiles(spans.T, most).T.tolist()
-    covered = []
+    covered: list[tuple[int, int]] = []
     for row, first, tokens, position in tiles:
         assert first == len(covered) and 1 <= tokens <= most
         covered += [(row, position + i) for i in range(tokens)]

@@ -62,7 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_seq_len: int | None = None
     """Tokens of one request, prompt and output. None: the model's limit."""
     cuda_graph_max_batch: int = 256
-    """Most rows of a decode step that runs as a CUDA graph. 0: none does."""
+    """Most rows of a decode step that runs as a CUDA graph. 0: no step does, nor one with chunks."""
     dummy_weight: bool = False
     """Random weights (normal, std 0.02) instead of the checkpoint's: speed is the same, text is noise."""
     tp_rank: int = 0
