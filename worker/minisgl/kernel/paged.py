@@ -220,7 +220,7 @@ def _attend_part(
             most = tl.full((rows,), -1e30, tl.float32)
             total = tl.zeros((rows,), tl.float32)
             sum_ = tl.zeros((rows, head_dim), tl.float32)
-            for other in tl.range(count, num_stages=3):
+            for other in tl.range(count, num_stages=3 if head_dim <= 128 else 1):
                 its = first_row + other * step
                 its_most = tl.load(weights + its, cache_modifier=".cg")
                 its_total = tl.load(weights + weight_stride + its, cache_modifier=".cg")
