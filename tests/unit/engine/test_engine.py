@@ -255,7 +255,7 @@ def test_limits_are_the_least_of_model_option_and_pool(llama: Path, make_engine:
             "--num-pages 1: a KV pool of so many pages of 1 tokens holds no prompt",
         ),
         ({"num_pages": 10**9}, "pages of the KV pool take"),
-        ({"attention": ("torch", "fi")}, "--attn fi: this backend is not available; allowed: auto, torch"),
+        ({"attention": ("torch", "fi")}, "--attn fi: this backend is not available; allowed: auto, flashinfer, triton"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(
