@@ -23,8 +23,20 @@ class Target(NamedTuple):
         self.cache.index_copy_(0, self.slots, torch.stack((key, value), dim=1))
 
 
+Norms = tuple[Tensor, Tensor, float]
+"""Weights [head_dim] of the normalizations of query and key heads, and their epsilon."""
+
+
 class Attend(Protocol):
     """Causal attention of one step, for the layer that calls it."""
+
+    def whole(self, layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> Tensor | None:
+        """All that the layer does between its projections, in one kernel; None: not in this step.
+
+        heads [T, heads + 2 kv_heads, head_dim]: queries, keys, values; rotation: `minisgl.layers.rotary.Rotary.at`
+        of the tokens' positions -> [T, heads, head_dim].
+        """
+        ...
 
     def target(self, layer: int) -> Target:
         """Where the layer stores its keys and values before it attends."""
