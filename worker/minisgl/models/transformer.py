@@ -9,7 +9,7 @@ from minisgl.attention.base import Attend
 from minisgl.distributed import Communicator
 from minisgl.layers.attention import Attention
 from minisgl.layers.embedding import VocabEmbedding, VocabHead
-from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.linear import Linear
 from minisgl.layers.mlp import GatedMLP
 from minisgl.layers.moe import MoE
 from minisgl.layers.norm import RMSNorm
@@ -92,5 +92,5 @@ class Transformer(nn.Module):
         if self.config.tie_embeddings:
             self.head.tie(self.embedding)
         for module in self.modules():
-            if isinstance(module, ColumnLinear | RowLinear | MoE | VocabHead):
+            if isinstance(module, Linear | MoE | VocabHead):
                 module.pack()
