@@ -168,7 +168,7 @@ class TorchBackend:
         windows, pages, pool = self._windows, self._pages, self._pool
         page_size, kv_heads = pool.page_size, pool.kv_heads
         # The pages from the first token that the window leaves in sight. A chunk that begins a row needs none,
-        # unless the pool rounds: then it reads its own keys and values rounded, as those that share its pages will.
+        # unless the pool rounds: it reads its own keys and values rounded, as those that share its pages will.
         gathers: list[dict[int | None, tuple[int, Tensor]]] = []
         for row, start, length in step.chunks:
             gathers.append({})

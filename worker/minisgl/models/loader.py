@@ -43,7 +43,7 @@ def load_model(
     """This rank's part of the model in directory `path`, on `device` in `dtype`, ready to run.
 
     `dummy`: no weight is read; they are drawn from a normal distribution of std 0.02, norms are 1.
-    `quantization`: fp8 rounds the linear layers' tensors as they are read; the device never holds all of them whole.
+    `quantization`: fp8 rounds the linear layers' tensors as they are read: the device holds few of them unrounded.
     Raises `ModelError` naming the tensor that is missing, unknown, or of a shape other than the configuration's.
     """
     with torch.device("meta"):
