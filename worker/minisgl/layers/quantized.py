@@ -48,6 +48,7 @@ def matmul_fp8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = N
     if len(x) == 1:
         return kernels.gemv(x, weight, scale, bias)  # type: ignore[no-any-return]
     rounded, row_scale = kernels.round_rows(x)
-    return torch._scaled_mm(
-        rounded, weight.t(), row_scale, scale.unsqueeze(0), bias=bias, out_dtype=x.dtype, use_fast_accum=True
+    y = torch._scaled_mm(
+        rounded, weight.t(), row_scale, scale.unsqueeze(0), out_dtype=x.dtype, use_fast_accum=True
     )
+    return y if bias is None else y.add_(bias)  # cuBLAS has no kernel with a bias for some shapes
