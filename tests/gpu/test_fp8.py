@@ -116,7 +116,9 @@ def texts(count: int, length: int) -> list[list[int]]:
 def test_scores_are_near_those_of_bfloat16(model: Path, rows: int, options: dict[str, Any]) -> None:
     some = texts(rows, 128)
     found = difference(scores(model, some, chunks=(64,), **options), scores(model, some, chunks=(64,)), some)
-    print("TINY", model.name, rows, options, found)
+    # Random weights amplify what is rounded: 0.15 was measured for the cache, 0.25 to 0.3 with the weights. Scores
+    # that have nothing to do with each other differ by 1.5.
+    assert found.mean < (0.4 if "quantization" in options else 0.25), found
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -126,7 +128,8 @@ def test_a_cached_prefix_gives_the_same_scores(model: Path, options: dict[str, A
         scores(model, some, chunks=chunks, **options, **more)
         for chunks, more in (((120,), {}), ((48, 72), {}), ((48, 72), {"attention": ("torch", "torch")}))
     )
-    print("HIT", model.name, options, difference(whole, cached, some), difference(by_torch, cached, some))
+    assert difference(whole, cached, some).mean < 0.02  # the same kernels read the same numbers
+    assert difference(by_torch, cached, some).mean < 0.2
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -33,25 +33,28 @@ def scores(path: Path, texts: list[list[int]], *, chunks: tuple[int, ...], **opt
     torch.cuda.synchronize()
     results: list[Tensor] = []
 
-    def step(batch: Batch) -> None:
-        table = engine._rows
-        table.update(batch)
-        step = table.lay_out(batch)
+    def run(batch: Batch) -> None:
+        engine._rows.update(batch)
+        step = engine._rows.lay_out(batch)
         hidden = engine._model(step.tokens, step.positions, engine._attention.plan(step.metadata))
-        results.append(engine._model.logits(hidden).float().log_softmax(-1).view(len(texts), -1, config_vocab))
+        logits = engine._model.logits(hidden)
+        results.append(logits.float().log_softmax(-1).view(len(texts), -1, logits.shape[1]))
 
-    config_vocab = engine.limits.vocab_size
     with torch.inference_mode():
+        engine._rows.update(
+            Batch(
+                joined=[Join(row, SamplingParams(temperature=0.0), 0) for row in rows],
+                pages=[PageWrite(row, 0, list(range(row * pages, (row + 1) * pages))) for row in rows],
+            )
+        )
         start = 0
         for count in chunks:
-            joined = [Join(row, SamplingParams(temperature=0.0), 0) for row in rows] if not start else []
-            writes = [PageWrite(row, 0, list(range(row * pages, (row + 1) * pages))) for row in rows]
-            prefill = [PrefillChunk(row, start, texts[row][start : start + count], sample=True) for row in rows]
-            step(Batch(joined=joined, pages=[] if start else writes, prefill=prefill))
+            parts = [PrefillChunk(row, start, texts[row][start : start + count], sample=True) for row in rows]
+            run(Batch(prefill=parts))
             start += count
         for position in range(start, length):
             engine._rows.last_tokens[: len(texts)] = torch.tensor([text[position] for text in texts])
-            step(Batch(decode_rows=list(rows), decode_lengths=[position + 1] * len(texts)))
+            run(Batch(decode_rows=list(rows), decode_lengths=[position + 1] * len(texts)))
     engine.close()
     return torch.cat(results, dim=1)[:, :-1]
 
@@ -61,7 +64,7 @@ class Difference(NamedTuple):
 
     mean: float
     """Of the absolute differences, over the texts' own tokens."""
-    bias: float
+    loss: float
     """What the texts' tokens lose on average, in nats: the logarithm of the perplexities' ratio."""
     agreement: float
     """Share of the places where the likeliest token is the same."""
