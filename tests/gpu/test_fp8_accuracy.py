@@ -1,9 +1,9 @@
 """What FP8 costs a real model, on texts: its log-probabilities beside those of bfloat16.
 
 The bounds come from the same model in float32 on a CPU, with weights, inputs, queries, keys and values rounded as
-the GPU rounds them: mean difference, loss and agreement were 0.20, 0.028 and 0.88 for weights, 0.12, 0.007 and 0.94
-for the KV cache, 0.23, 0.031 and 0.86 for both. Scales that are wrong by a twentieth were beyond the bounds of mean
-and loss: 0.28 and 0.084 for weights, 0.19 and 0.042 for the KV cache. Another row's scale costs 14 nats.
+the GPU rounds them: mean difference, loss and agreement were 0.20, 0.028 and 0.88 for weights, 0.12, 0.007 and
+0.94 for the KV cache, 0.23, 0.031 and 0.86 for both. Scales that are wrong by a twentieth were beyond the
+bounds of mean and loss: 0.28 and 0.084 for weights, 0.19 and 0.042 for the KV cache. Another row's cost 14 nats.
 """
 
 from __future__ import annotations
