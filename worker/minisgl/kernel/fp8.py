@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minisgl.kernel.launch import begin, early
 
-ROWS = 4
+ROWS = 2
 """Output features of one program of `gemv`."""
 COLUMNS = 1024
 """Input features that it reads at once."""
