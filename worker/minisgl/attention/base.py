@@ -19,8 +19,13 @@ class Target(NamedTuple):
     """int64 [T], all different."""
 
     def store(self, key: Tensor, value: Tensor) -> None:
-        """Write key and value [T, kv_heads, head_dim]."""
-        self.cache.index_copy_(0, self.slots, torch.stack((key, value), dim=1))
+        """Write key and value [T, kv_heads, head_dim]. What FP8 cannot hold becomes its largest number."""
+        both, cache = torch.stack((key, value), dim=1), self.cache
+        if cache.dtype == torch.float8_e4m3fn:
+            largest = torch.finfo(cache.dtype).max
+            both = both.clamp_(-largest, largest).to(cache.dtype).view(torch.uint8)
+            cache = cache.view(torch.uint8)
+        cache.index_copy_(0, self.slots, both)
 
 
 Norms = tuple[Tensor, Tensor, float]

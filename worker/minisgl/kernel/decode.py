@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minisgl.kernel.launch import early, let_next_start, wait_for_earlier
+from minisgl.kernel.layers import as_stored
 
 MOST_ROWS = 4
 """Rows beyond which a kernel made for bandwidth is faster."""
@@ -94,8 +95,10 @@ def _decode(
         value = tl.load(new + (query_heads + kv_heads + kv_head) * head_dim + column[None, :])
         page = tl.load(pages + last // page_size).to(tl.int64)
         place = cached + (page * page_size + last % page_size) * slot_stride
-        tl.store(place, key.to(cache.dtype.element_ty))
-        tl.store(place + kv_heads * head_dim, value.to(cache.dtype.element_ty))
+        stored_key, stored_value = as_stored(key, cache), as_stored(value, cache)
+        tl.store(place, stored_key)
+        tl.store(place + kv_heads * head_dim, stored_value)
+        key, value = stored_key.to(kind), stored_value.to(kind)
         largest = tl.sum(query.to(tl.float32) * key.to(tl.float32), axis=1) * scale
         total += 1.0
         mixed += value.to(tl.float32)

@@ -23,12 +23,14 @@ def gemv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    scale: Tensor | None = None,
     norm: tuple[Tensor, float] | None = None,
     gated: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
     """x [1, in], weight [out, in] contiguous, bias [out] -> [1, out].
 
+    `scale`: float32 [out], of a weight in FP8; the input is not rounded, as reading weights is what takes time.
     `norm`: weight [in] and epsilon of an RMSNorm of x. `gated`: ``silu(first half) * second half`` of the result,
     [1, out / 2]; not with a bias. `residual` [1, out]: the result is added to it in place, and it is returned.
     """
@@ -38,9 +40,9 @@ def gemv(
     rows, block, warps = _tile(features, in_features, gated)
     norm_weight, eps = norm or (x, 0.0)
     _gemv[(triton.cdiv(features, rows),)](
-        x, weight, weight if bias is None else bias, norm_weight, out, features, eps, in_features,
-        norm is not None, bias is not None, gated, residual is not None, rows, block, early(), num_warps=warps,
-        launch_pdl=early(),
+        x, weight, weight if bias is None else bias, x if scale is None else scale, norm_weight, out, features,
+        eps, in_features, scale is not None, norm is not None, bias is not None, gated, residual is not None,
+        rows, block, early(), num_warps=warps, launch_pdl=early(),
     )  # fmt: skip
     return out
 
@@ -57,9 +59,9 @@ def _tile(features: int, in_features: int, gated: bool) -> tuple[int, int, int]:
 
 @triton.jit
 def _gemv(
-    x, weight, bias, norm, out, features, eps, in_features: tl.constexpr, normalize: tl.constexpr,
-    has_bias: tl.constexpr, gated: tl.constexpr, add: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
-    early: tl.constexpr,
+    x, weight, bias, scales, norm, out, features, eps, in_features: tl.constexpr, scaled: tl.constexpr,
+    normalize: tl.constexpr, has_bias: tl.constexpr, gated: tl.constexpr, add: tl.constexpr, rows: tl.constexpr,
+    block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     let_next_start(early)
     feature = tl.program_id(0) * rows + tl.arange(0, rows)
@@ -94,16 +96,21 @@ def _gemv(
             up_weights = tl.load(up_row + at[None, :], inside[None, :], 0.0)
             up += up_weights.to(tl.float32) * values[None, :]
     kind: tl.constexpr = out.dtype.element_ty
-    scale = 1.0
+    norm_scale = 1.0
     if normalize:  # the same for all features, so it comes last
-        scale = tl.rsqrt(tl.sum(squares) / in_features + eps)
-    result = tl.sum(gate, axis=1) * scale
+        norm_scale = tl.rsqrt(tl.sum(squares) / in_features + eps)
+    result = tl.sum(gate, axis=1) * norm_scale
+    if scaled:
+        result *= tl.load(scales + feature, there, 0.0)
     if has_bias:
         result += tl.load(bias + feature, there, 0.0).to(tl.float32)
     if gated:
         result = result.to(kind).to(tl.float32)
         result = (result * tl.sigmoid(result)).to(kind).to(tl.float32)
-        result *= (tl.sum(up, axis=1) * scale).to(kind).to(tl.float32)
+        up_result = tl.sum(up, axis=1) * norm_scale
+        if scaled:
+            up_result *= tl.load(scales + features + feature, there, 0.0)
+        result *= up_result.to(kind).to(tl.float32)
     if add:
         result = result.to(kind).to(tl.float32) + tl.load(out + feature, there, 0.0).to(tl.float32)
     tl.store(out + feature, result.to(kind), there)

@@ -11,8 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from minisgl.core.config import Quantization
 from minisgl.distributed import Communicator
+from minisgl.layers.linear import Linear
 from minisgl.layers.norm import RMSNorm
+from minisgl.layers.quantized import FP8, round_rows
 from minisgl.layers.weights import Piece
 from minisgl.models.checkpoint import read_header, weight_files
 from minisgl.models.config import ModelConfig
@@ -35,19 +38,26 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     dummy: bool = False,
+    quantization: Quantization = "none",
 ) -> Transformer:
     """This rank's part of the model in directory `path`, on `device` in `dtype`, ready to run.
 
     `dummy`: no weight is read; they are drawn from a normal distribution of std 0.02, norms are 1.
+    `quantization`: fp8 rounds the linear layers' tensors as they are read: the device holds few of them unrounded.
     Raises `ModelError` naming the tensor that is missing, unknown, or of a shape other than the configuration's.
     """
     with torch.device("meta"):
         model = Transformer(config, comm, dtype)
+        for module in model.modules():
+            if quantization == "fp8" and isinstance(module, Linear):
+                module.to_fp8()
     model.to_empty(device=device)
     if dummy:
-        _randomize(model, device)
+        _randomize(model, device, dtype)
     else:
         _read(model, path)
+    if quantization != "none" and device.type == "cuda":
+        torch.cuda.empty_cache()  # what rounding took is the KV pool's now
     model.prepare()
     return model.eval()
 
@@ -86,7 +96,11 @@ def _read(model: Transformer, path: Path) -> None:
 def _fill(file: Path, some: Iterable[Piece]) -> None:
     with torch.inference_mode(), safe_open(file, framework="pt") as tensors:
         for piece in some:
-            piece.target.copy_(tensors.get_slice(piece.name)[piece.source or ...])
+            values = tensors.get_slice(piece.name)[piece.source or ...]
+            if piece.scale is None:
+                piece.target.copy_(values)
+            else:
+                round_rows(values, piece.target, piece.scale)
 
 
 def check_coverage(some: Iterable[Piece], model: nn.Module) -> None:
@@ -106,11 +120,14 @@ def check_coverage(some: Iterable[Piece], model: nn.Module) -> None:
             raise RuntimeError(f"{name}: the checkpoint's tensors do not fill it exactly once")
 
 
-def _randomize(model: Transformer, device: torch.device) -> None:
+def _randomize(model: Transformer, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator(device).manual_seed(0)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if isinstance(module, RMSNorm):
                 parameter.fill_(1)
+            elif isinstance(module, Linear) and module.scale is not None and parameter.dtype == FP8:
+                values = torch.empty(parameter.shape, dtype=dtype, device=device)
+                round_rows(values.normal_(std=0.02, generator=generator), parameter, module.scale)
             else:
                 parameter.normal_(std=0.02, generator=generator)

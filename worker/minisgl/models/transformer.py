@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from minisgl.attention.base import Attend
 from minisgl.distributed import Communicator
-from minisgl.kernel import kernels_for
 from minisgl.layers.attention import Attention
 from minisgl.layers.embedding import VocabEmbedding, VocabHead
-from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.linear import Linear
 from minisgl.layers.mlp import GatedMLP
 from minisgl.layers.moe import MoE
 from minisgl.layers.norm import RMSNorm
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
-
-Gemv = Callable[..., Tensor]
-"""`minisgl.kernel.gemv.gemv`."""
 
 
 class DecoderLayer(nn.Module):
@@ -60,15 +54,14 @@ class DecoderLayer(nn.Module):
         x = self.attention(self.attention_norm.add(x, residual), rotation, attend)
         return self.mlp(self.mlp_norm.add(x, residual))  # type: ignore[no-any-return]
 
-    def one_token(self, stream: Tensor, rotation: Tensor, attend: Attend, gemv: Gemv) -> None:
+    def one_token(self, stream: Tensor, rotation: Tensor, attend: Attend) -> None:
         """The same for one token on CUDA, with a kernel for each matrix: adds to `stream` [1, hidden] in place."""
-        attention, norm = self.attention, self.attention_norm
-        projected = gemv(stream, attention.qkv.weight, attention.qkv.bias, norm=(norm.weight, norm.eps))
-        gemv(attention.mix(projected, rotation, attend), attention.output.weight, residual=stream)
+        attention = self.attention
+        projected = attention.qkv.one_token(stream, norm=self.attention_norm)
+        attention.output.one_token(attention.mix(projected, rotation, attend), residual=stream)
         if isinstance(self.mlp, GatedMLP):
-            norm = self.mlp_norm
-            hidden = gemv(stream, self.mlp.gate_up.weight, norm=(norm.weight, norm.eps), gated=True)
-            gemv(hidden, self.mlp.down.weight, residual=stream)
+            hidden = self.mlp.gate_up.one_token(stream, norm=self.mlp_norm, gated=True)
+            self.mlp.down.one_token(hidden, residual=stream)
         else:
             stream += self.mlp(self.mlp_norm(stream))
 
@@ -95,11 +88,10 @@ class Transformer(nn.Module):
         """tokens and positions int64 [T] -> normalized hidden states [T, hidden]. Call in inference mode."""
         rotation = self.rotary.at(positions)
         x = self.embedding(tokens)
-        kernels = kernels_for(x, "gemv") if len(x) == 1 and self.embedding.comm.size == 1 else None
-        if kernels is not None:
+        if len(x) == 1 and x.is_cuda and self.embedding.comm.size == 1:
             for layer in self.layers:
                 assert isinstance(layer, DecoderLayer)
-                layer.one_token(x, rotation, attention, kernels.gemv)
+                layer.one_token(x, rotation, attention)
             return self.norm(x)  # type: ignore[no-any-return]
         residual = torch.zeros_like(x)
         for layer in self.layers:
@@ -116,5 +108,5 @@ class Transformer(nn.Module):
         if self.config.tie_embeddings:
             self.head.tie(self.embedding)
         for module in self.modules():
-            if isinstance(module, ColumnLinear | RowLinear | MoE | VocabHead):
+            if isinstance(module, Linear | MoE | VocabHead):
                 module.pack()

@@ -10,7 +10,15 @@ from typing import cast
 
 import msgspec
 
-from minisgl.core.config import CacheType, Device, DType, EngineConfig, SchedulerConfig
+from minisgl.core.config import (
+    CacheType,
+    Device,
+    DType,
+    EngineConfig,
+    KVCacheDType,
+    Quantization,
+    SchedulerConfig,
+)
 from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
@@ -67,6 +75,8 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
         engine=EngineConfig(
             model_path="",
             device=_device(given.device, given.tp),
+            quantization=cast(Quantization, given.quantization),
+            kv_cache_dtype=cast(KVCacheDType, given.kv_cache_dtype),
             attention=given.attn,
             page_size=given.page_size,
             num_pages=given.num_pages,

@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--served-model-name", _text, None, "NAME", "name in the API", "the id, or the directory's name")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add.choice("--dtype", dtypes, "auto", "numbers; auto is float32 on a CPU, the checkpoint's on a GPU")
+    weights = "fp8 rounds the weights of the linear layers to 8 bits as they are read"
+    add.choice("--quantization", ("none", "fp8"), ENGINE.quantization, weights)
     add.flag("--dummy-weight", "random weights instead of the checkpoint's: same speed, meaningless text")
 
     add = _Group(parser, "server")
@@ -92,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     graphs = "most requests of a decode step that runs as a CUDA graph, 0 for none"
     add("--cuda-graph-max-batch", _integer(0, 65536), ENGINE.cuda_graph_max_batch, "N", graphs)
     add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
+    kept = "how the KV pool keeps numbers; auto is as --dtype says, fp8 in 8 bits"
+    add.choice("--kv-cache-dtype", ("auto", "fp8"), ENGINE.kv_cache_dtype, kept)
     add("--page-size", _integer(1, 1024), ENGINE.page_size, "TOKENS", "tokens of one page of the KV pool")
     add("--num-pages", _integer(1), None, "N", "pages of the KV pool", "what --memory-ratio allows")
     share = "share of the free memory for model and KV pool, above 0 and at most 1"
