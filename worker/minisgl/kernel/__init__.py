@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def kernels_for(x: Tensor, room: Literal["layers", "step", "gemv"] = "layers") -> Any:

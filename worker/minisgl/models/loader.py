@@ -37,9 +37,8 @@ def load_model(
     `dummy`: no weight is read; they are drawn from a normal distribution of std 0.02, norms are 1.
     Raises `ModelError` naming the tensor that is missing, unknown, or of a shape other than the configuration's.
     """
-    with torch.device("meta"):
+    with device:
         model = Transformer(config, comm, dtype)
-    model.to_empty(device=device)
     if dummy:
         _randomize(model, device)
     else:

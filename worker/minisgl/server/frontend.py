@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from typing import Any, NamedTuple
 
 import msgspec
@@ -68,6 +69,9 @@ class Frontend:
         ]
         self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
         self._announced = False
+        self._phases: dict[str, float] = {}
+        """Seconds of each part of the scheduler's start."""
+        self._scheduler_ready_at = 0.0
         self._next_uid = 0
         self._in_flight: dict[int, tuple[Generation, Choice]] = {}
         self._open: set[Generation] = set()
@@ -159,7 +163,8 @@ class Frontend:
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
-                self._metrics.started(message.phases)
+                self._scheduler_ready_at = time.monotonic()
+                self._phases = message.phases
                 self._hear(message)
             case Heartbeat():
                 self._hear(message)
@@ -168,7 +173,10 @@ class Frontend:
         self.readiness.heard(message)
         if not self._announced and self.readiness.trouble() is None:
             self._announced = True
-            logger.info("ready to serve")
+            # What the start took beyond the scheduler's part of it.
+            phases = self._phases | {"tokenizers": time.monotonic() - self._scheduler_ready_at}
+            self._metrics.started(phases)
+            logger.info("ready to serve after %.2f s", sum(phases.values()))
 
     def _step(self, step: StepText) -> None:
         columns = zip(
