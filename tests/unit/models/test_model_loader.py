@@ -140,20 +140,19 @@ def test_the_first_fault_of_a_file_that_changes_ends_the_loading(tmp_path: Path)
     path = make_tiny_model("llama", tmp_path)
     file = path / "model.safetensors"
     entry = read_header(file)["model.embed_tokens.weight"]
-    target = torch.empty(entry.shape)
+    target = torch.zeros(entry.shape)
     piece = Piece("model.embed_tokens.weight", entry.shape, (), target)
     past_the_end = Source(file, file.stat().st_size - 100, torch.float32)
     with pytest.raises(ModelError, match="cut short"):
         fill([(piece, past_the_end)] * 40, CPU)
-    with pytest.raises(ModelError, match="cannot be read"):
-        fill([(piece, Source(tmp_path / "gone", 0, torch.float32))], CPU)
+    assert (target == 0).all()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dtype": "F8_E4M3"}, "type F8_E4M3; allowed: F32, BF16, F16"),
-        ({"dtype": "BF16"}, "131072 bytes, but its shape and type take 65536"),
+        ({"dtype": "F8_E4M3"}, "131072 bytes of type F8_E4M3; allowed: .*, of F32, BF16, F16"),
+        ({"dtype": "BF16"}, "131072 bytes of type BF16; allowed: as many as its shape takes"),
     ],
 )
 def test_a_header_that_cannot_be_is_refused(change: dict[str, str], words: str, tmp_path: Path) -> None:

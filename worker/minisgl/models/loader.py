@@ -62,13 +62,11 @@ def read_weights(model: Transformer, path: Path, device: torch.device) -> None:
                 f"{file}: tensor {piece.name} has shape {list(entry.shape)}; "
                 f"allowed: {list(piece.shape)}, as config.json says"
             )
-        if entry.dtype not in DTYPES:
-            raise ModelError(f"{file}: tensor {piece.name} has type {entry.dtype}; allowed: {', '.join(DTYPES)}")
-        dtype = DTYPES[entry.dtype]
-        size = math.prod(entry.shape) * dtype.itemsize
-        if entry.size != size:
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None or entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ModelError(
-                f"{file}: tensor {piece.name} has {entry.size} bytes, but its shape and type take {size}"
+                f"{file}: tensor {piece.name} has {entry.size} bytes of type {entry.dtype}; "
+                f"allowed: as many as its shape takes, of {', '.join(DTYPES)}"
             )
         sources.append(Source(file, entry.start, dtype))
     read = {piece.name for piece in wanted}

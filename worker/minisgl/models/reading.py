@@ -1,7 +1,7 @@
 """Tensors of safetensors files, straight to where they stay: no copy of a file is ever in the process's memory.
 
-Several threads each take some rows of a tensor at a time: from the file into a small staging buffer, and from
-there to their place on the device. A GPU's buffers are pinned: a reader fills one while the other is copied.
+Several threads each take some rows of a tensor at a time: from the file into a small staging buffer, which is
+pinned where a GPU copies from it, and from there to their place. While one waits for its copy, others read.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
-from itertools import cycle
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ READERS = 16
 """Most threads that read at once: they keep a disk's queue full, or copy from the page cache on as many cores."""
 
 STAGING_BYTES = 4 << 20
-"""Of a staging buffer, of which each reader has two; more where a tensor's single row is larger."""
+"""Of a reader's staging buffer; more where a tensor's single row is larger."""
 
 
 class Source(NamedTuple):
@@ -66,15 +66,16 @@ def fill(wanted: Iterable[tuple[Piece, Source]], device: torch.device) -> None:
     some.sort(key=lambda chunk: chunk.source[:2])  # a disk is fastest when it is read in order
     todo = deque(some)
     size = max((chunk.size for chunk in some), default=0)
-    count = min(READERS, max(os.cpu_count() or 1, 1), len(some)) or 1
+    count = min(READERS, os.cpu_count() or 1)
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        files = {file: stack.enter_context(_open(file)) for file in {chunk.source.file for chunk in some}}
-        numbers = {file: stream.fileno() for file, stream in files.items()}
-        for reader in [pool.submit(_read, todo, numbers, device, size) for _ in range(count)]:
+        files = {
+            file: stack.enter_context(file.open("rb", buffering=0))
+            for file in {chunk.source.file for chunk in some}
+        }
+        for reader in [pool.submit(_read, todo, files, device, size) for _ in range(count)]:
             reader.result()
     if device.type == "cuda":
-        torch._C._host_emptyCache()  # pinned memory is the host's, and would be kept
-        torch.cuda.empty_cache()
+        torch.cuda.synchronize(device)
 
 
 def chunks(piece: Piece, source: Source, most: int) -> Iterator[Chunk]:
@@ -96,42 +97,9 @@ def chunks(piece: Piece, source: Source, most: int) -> Iterator[Chunk]:
         )
 
 
-class Staging:
-    """One reader's buffers of `size` bytes, and the way from them to the device."""
-
-    def __init__(self, device: torch.device, size: int) -> None:
-        self._device = device
-        cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
-        buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=cuda) for _ in range(2 if cuda else 1)]
-        self._buffers = cycle(
-            [(buffer, torch.cuda.Event() if cuda else None) for buffer in buffers]  # type: ignore[no-untyped-call]
-        )
-        """And when each was last copied from."""
-
-    def move(self, chunk: Chunk, file: int) -> None:
-        """Read `chunk` from the open `file`, and start its way to the device."""
-        buffer, copied = next(self._buffers)
-        if copied is not None:
-            copied.synchronize()
-        _read_exactly(file, buffer.numpy().data[: chunk.size], chunk.source)
-        rows = buffer[: chunk.size].view(chunk.source.dtype).view(chunk.shape)
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            if chunk.columns or rows.dtype != chunk.target.dtype:  # picked and converted there: the host is slower
-                rows = rows.to(self._device, non_blocking=True)[(slice(None), *chunk.columns)]
-            chunk.target.copy_(rows, non_blocking=True)
-            if copied is not None:
-                copied.record()
-
-    def close(self) -> None:
-        """Wait for what is on its way."""
-        if self._stream is not None:
-            self._stream.synchronize()
-
-
-def _read(todo: deque[Chunk], files: dict[Path, int], device: torch.device, size: int) -> None:
-    """Move chunks until none is left; another reader's failure ends this one too."""
-    staging = Staging(device, size)
+def _read(todo: deque[Chunk], files: Mapping[Path, FileIO], device: torch.device, size: int) -> None:
+    """Move chunks of at most `size` bytes until none is left; another reader's failure ends this one too."""
+    buffer = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
     try:
         with torch.inference_mode():
             while todo:
@@ -139,26 +107,23 @@ def _read(todo: deque[Chunk], files: dict[Path, int], device: torch.device, size
                     chunk = todo.popleft()
                 except IndexError:  # another reader took the last
                     break
-                staging.move(chunk, files[chunk.source.file])
+                _read_exactly(files[chunk.source.file], buffer.numpy().data[: chunk.size], chunk.source)
+                rows = buffer[: chunk.size].view(chunk.source.dtype).view(chunk.shape)
+                if (
+                    chunk.columns or rows.dtype != chunk.target.dtype
+                ):  # picked and converted there: a GPU is faster
+                    rows = rows.to(device)[(slice(None), *chunk.columns)]
+                chunk.target.copy_(rows)
     except BaseException:
         todo.clear()
         raise
-    finally:
-        staging.close()
 
 
-def _open(file: Path) -> Any:
-    try:
-        return file.open("rb", buffering=0)
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _read_exactly(file: int, buffer: memoryview, source: Source) -> None:
+def _read_exactly(file: FileIO, buffer: memoryview, source: Source) -> None:
     done = 0
     while done < len(buffer):
         try:
-            count = os.preadv(file, [buffer[done:]], source.offset + done)
+            count = os.preadv(file.fileno(), [buffer[done:]], source.offset + done)
         except OSError as error:
             raise ModelError(f"{source.file}: cannot be read: {error.strerror}") from None
         if not count:

@@ -69,9 +69,8 @@ class Frontend:
         ]
         self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
         self._announced = False
-        self._phases: dict[str, float] = {}
-        """Seconds of each part of the scheduler's start."""
-        self._scheduler_ready_at = 0.0
+        self._loaded: tuple[float, dict[str, float]] = (0.0, {})
+        """When the scheduler was ready, and the seconds of each phase of its start."""
         self._next_uid = 0
         self._in_flight: dict[int, tuple[Generation, Choice]] = {}
         self._open: set[Generation] = set()
@@ -163,8 +162,7 @@ class Frontend:
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
-                self._scheduler_ready_at = time.monotonic()
-                self._phases = message.phases
+                self._loaded = (time.monotonic(), message.phases)
                 self._hear(message)
             case Heartbeat():
                 self._hear(message)
@@ -173,8 +171,8 @@ class Frontend:
         self.readiness.heard(message)
         if not self._announced and self.readiness.trouble() is None:
             self._announced = True
-            # What the start took beyond the scheduler's part of it.
-            phases = self._phases | {"tokenizers": time.monotonic() - self._scheduler_ready_at}
+            ready_at, phases = self._loaded
+            phases = {**phases, "tokenizers": time.monotonic() - ready_at}
             self._metrics.started(phases)
             logger.info("ready to serve after %.2f s", sum(phases.values()))
 
