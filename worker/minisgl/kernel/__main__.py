@@ -29,8 +29,8 @@ from minisgl.utils.kernel_cache import KERNEL_CACHE, use_kernel_cache
 if TYPE_CHECKING:
     from minisgl.llm import LLM
 
-TOKENS = 4
-"""Generated for each prompt."""
+TOKENS = 3
+"""Generated for each prompt: by its prefill, by a first decode step, and by one of the same rows as before."""
 WAYS = [
     SamplingParams(max_tokens=TOKENS, ignore_eos=True, **way)
     for way in ({"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1})
