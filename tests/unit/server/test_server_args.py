@@ -59,6 +59,14 @@ def test_every_option_reaches_the_configuration() -> None:
     assert (server.max_queued_requests, server.max_body_size) == (5, 6)
     assert (server.drain_grace, server.drain_timeout) == (0.5, 8.0)
     assert parse("--memory-ratio", "0.25").engine.memory_ratio == 0.25
+    assert parse("--kernel-cache", "/kernels").kernel_cache == "/kernels"
+
+
+def test_the_option_for_the_kernel_cache_goes_before_the_variable() -> None:
+    assert parse().kernel_cache is None
+    assert parse(MINISGL_KERNEL_CACHE="").kernel_cache is None
+    assert parse(MINISGL_KERNEL_CACHE="/v").kernel_cache == "/v"
+    assert parse("--kernel-cache", "/o", MINISGL_KERNEL_CACHE="/v").kernel_cache == "/o"
 
 
 def test_defaults() -> None:

@@ -84,7 +84,8 @@ class Engine:
             device=device,
             padding_page=num_pages,
         )
-        self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
+        with self._phase("attention"):
+            self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
         self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
         self._graphs: DecodeGraphs | None = None
         with self._phase("warmup"):

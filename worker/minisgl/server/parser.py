@@ -11,6 +11,7 @@ import minisgl
 from minisgl.core.config import EngineConfig, SchedulerConfig
 from minisgl.server.config import ServerConfig
 from minisgl.utils.errors import UserError
+from minisgl.utils.kernel_cache import KERNEL_CACHE
 
 ATTENTION_BACKENDS = ("auto", "torch", "flashinfer")
 NO_OVERLAP = "MINISGL_DISABLE_OVERLAP_SCHEDULING"
@@ -93,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
     graphs = "most requests of a decode step that runs as a CUDA graph, 0 for none"
     add("--cuda-graph-max-batch", _integer(0, 65536), ENGINE.cuda_graph_max_batch, "N", graphs)
+    kernels = f"where compiled kernels are kept, or {KERNEL_CACHE}; `python -m minisgl.kernel build` fills it"
+    add("--kernel-cache", _text, None, "DIR", kernels, "the libraries' own places")
     add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
     kept = "how the KV pool keeps numbers; auto is as --dtype says, fp8 in 8 bits"
     add.choice("--kv-cache-dtype", ("auto", "fp8"), ENGINE.kv_cache_dtype, kept)
