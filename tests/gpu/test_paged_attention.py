@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minisgl.attention.base import Chunk, StepMetadata
-from minisgl.attention.paged import StepAttention
+from minisgl.attention.paged import PagedAttention, StepAttention
 from minisgl.attention.registry import create_attention
 from minisgl.attention.triton_backend import TritonBackend, cut_tiles
 from minisgl.kvcache.pool import KVPool
@@ -31,6 +31,7 @@ class Shape:
     head_dim: int
     windows: tuple[int | None, ...] = (None,)
     dtype: torch.dtype = torch.bfloat16
+    stored: torch.dtype | None = None
 
 
 SHAPES = [
@@ -40,6 +41,7 @@ SHAPES = [
     Shape(32, 4, 2, 256),
     Shape(128, 96, 1, 64, (33,)),
     Shape(24, 6, 6, 128),
+    Shape(8, 16, 8, 128, stored=torch.float8_e4m3fn),
 ]
 
 
@@ -58,12 +60,14 @@ class Scene:
                 head_dim=shape.head_dim,
                 dtype=dtype,
                 device=CUDA,
+                stored=stored,
             )
-            for dtype in (shape.dtype, torch.float32)
+            for dtype, stored in ((shape.dtype, shape.stored), (torch.float32, None))
         )
         for half, whole in zip(self.half.layers, self.whole.layers, strict=True):
-            half.normal_()
-            whole.copy_(half)
+            whole.normal_()
+            half.copy_(whole)
+            whole.copy_(half)  # rounded
         self.block_table = torch.randperm(rows * width, device=CUDA).int().view(rows, width)
 
     def draw(self, seed: int, *, decodes: int, chunks: int, most: int) -> StepMetadata:
@@ -112,7 +116,8 @@ def run(attend: StepAttention, layer: int, query: Tensor, kv_heads: int) -> Tens
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"page{shape.page_size}")
 def test_any_layout_is_attended_to_as_torch_does(shape: Shape) -> None:
     scene = Scene(shape, rows=40, longest=3000)
-    attention = create_attention(("triton", "triton"), scene.half, shape.windows, shape.heads)
+    backend = TritonBackend(scene.half, shape.windows, shape.heads)
+    attention = PagedAttention(scene.half, backend, backend)
     layouts = [(1, 0, 1), (0, 1, 1), (0, 1, 120), (0, 3, 150), (7, 2, 40), (30, 0, 1), (20, 10, 300), (0, 1, 2500)]
     for seed, (decodes, chunks, most) in enumerate(layouts):
         step = scene.draw(seed, decodes=decodes, chunks=chunks, most=most)
@@ -129,9 +134,8 @@ def test_any_layout_is_attended_to_as_torch_does(shape: Shape) -> None:
 @pytest.mark.parametrize("size", [64, 256])
 def test_one_captured_step_serves_every_layout(shape: Shape, size: int) -> None:
     scene = Scene(shape, rows=40, longest=3000)
-    attention = create_attention(("triton", "triton"), scene.half, shape.windows, shape.heads)
-    backend = attention.chunks
-    assert isinstance(backend, TritonBackend)
+    backend = TritonBackend(scene.half, shape.windows, shape.heads)
+    attention = PagedAttention(scene.half, backend, backend, chunks=backend)
     tiles = torch.zeros((4, size), dtype=torch.int64, device=CUDA)
     query = torch.zeros((size, shape.heads, shape.head_dim), dtype=shape.dtype, device=CUDA)
     slots = torch.zeros(size, dtype=torch.int64, device=CUDA)

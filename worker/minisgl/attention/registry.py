@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minisgl.attention.base import Backend
+from minisgl.attention.few_rows import FewRows
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.torch_backend import TorchBackend
 from minisgl.attention.triton_backend import TritonBackend
@@ -127,8 +128,8 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     `num_heads`: query heads of this rank.
     """
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
-    layer = pool.layers[0]
-    setting = Setting(layer.device, layer.dtype, pool.page_size, pool.head_dim, num_heads // pool.kv_heads)
+    few = FewRows(pool, windows) if names[1] != "torch" else None
+    setting = Setting(pool.layers[0].device, pool.dtype, pool.page_size, pool.head_dim, num_heads // pool.kv_heads)
     captured = "torch" not in names and _triton_obstacle(setting) is None
     chunks = TritonBackend(pool, windows, num_heads) if captured else None
-    return PagedAttention(pool, made[names[0]], made[names[1]], chunks)
+    return PagedAttention(pool, made[names[0]], made[names[1]], few, chunks)

@@ -132,8 +132,8 @@ def attend(
     """Attention of the planned tiles, written to `out`; tokens in no tile are left as they are.
 
     query and out [T, heads, head_dim], half precision, contiguous but for the first dimension; layer [pages,
-    page_size, 2, kv_heads, head_dim], contiguous; tables int32 [rows, pages of a row]. `scratch` has the tiles'
-    number of rows, which bounds their tokens: ``tokens * (heads / kv_heads) <= rows``.
+    page_size, 2, kv_heads, head_dim], contiguous, in half precision or FP8; tables int32 [rows, pages of a row].
+    `scratch` has the tiles' number of rows, which bounds their tokens: ``tokens * (heads / kv_heads) <= rows``.
     """
     page_size, kv_heads, head_dim = layer.shape[1], layer.shape[3], layer.shape[4]
     tile_rows, most = scratch.sums.shape[2], made.parts.shape[1]
@@ -249,7 +249,7 @@ def _read_keys(
         # The next pages are looked up early, so that their keys can be fetched while these are computed with.
         page = tl.load(table + (position + keys) // page_size, position + keys < high, 0).to(tl.int64)
         place = cache + slot[:, None] * (2 * kv_heads * head_dim)
-        scores = tl.dot(queries, tl.trans(tl.load(place))) * scale
+        scores = tl.dot(queries, tl.trans(tl.load(place).to(queries.dtype))) * scale
         if masked:
             visible = (position < high)[None, :] & (position[None, :] <= positions[:, None])
             if window > 0:
@@ -259,7 +259,7 @@ def _read_keys(
         shrink = tl.exp2(most - new)
         share = tl.exp2(scores - new[:, None])
         total = total * shrink + tl.sum(share, axis=1)
-        values = tl.load(place + kv_heads * head_dim)
+        values = tl.load(place + kv_heads * head_dim).to(queries.dtype)
         sum_ = tl.dot(share.to(values.dtype), values, sum_ * shrink[:, None])
         most = new
     return most, total, sum_
