@@ -24,7 +24,7 @@ GROUP = 1024
 """Neighbouring logits whose largest and whose weight are kept."""
 GROUPS = 4
 """Groups that one program reads."""
-WALK = 4096
+WALK = 1024
 """Values whose counts are read at once."""
 NEGLIGIBLE = 30.0
 """A logit further below the largest, in temperatures, weighs nothing: a vocabulary of them is below the step of a
@@ -43,15 +43,15 @@ class Draw(NamedTuple):
     logits: Tensor
     rows: Tensor
     most: Tensor
-    """float32 [S, G]: the largest logit of each group; `where`, int32, is its token."""
-    where: Tensor
+    """float32 [S, G]: the largest logit of each group, as `weight` is that of the whole group beside it."""
     weight: Tensor
-    """float32 [S, G]: of the whole group, beside its own largest logit."""
     peak: Tensor
-    """float32 [S]: the largest logit, as `total` is the weight of all, and `least` a logit that no token which
-    passes the row's filters is below."""
+    """float32 [S]: the largest logit, as `total` is the weight of all."""
     total: Tensor
+    floor: Tensor
+    """float32 [S]: a logit that no token which top-k and top-p keep is below. Infinite in rows with neither."""
     least: Tensor
+    """float32 [S]: the least logit of those tokens. Infinite in rows that draw from all tokens, or are greedy."""
 
 
 def draw(logits: Tensor, rows: Tensor, params: Params, last_tokens: Tensor) -> Draw:
@@ -64,12 +64,12 @@ def draw(logits: Tensor, rows: Tensor, params: Params, last_tokens: Tensor) -> D
     groups = triton.cdiv(vocab, GROUP)
     width = max(triton.next_power_of_2(groups), GROUPS)
     most, weight = torch.empty((2, count, width), dtype=torch.float32, device=logits.device)
-    where = torch.empty((count, width), dtype=torch.int32, device=logits.device)
-    peak, total, least = torch.empty((3, count), dtype=torch.float32, device=logits.device)
+    # Each of its own: Triton compiles kernels anew for tensors that begin at odd addresses.
+    of_rows = (torch.empty(count, dtype=torch.float32, device=logits.device) for _ in range(4))
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
-    begun = Draw(tokens, logits, rows, most, where, weight, peak, total, least)
+    begun = Draw(tokens, logits, rows, most, weight, *of_rows)
     _scan[(count, triton.cdiv(groups, GROUPS))](
-        logits, rows, params[0], most, where, weight, vocab, width, GROUPS, GROUP, early(), num_warps=2 * GROUPS,
+        logits, rows, params[0], most, weight, vocab, width, GROUPS, GROUP, early(), num_warps=2 * GROUPS,
         launch_pdl=early(),
     )  # fmt: skip
     _pick[(count,)](
@@ -88,18 +88,18 @@ def draw_filtered(begun: Draw, params: Params, last_tokens: Tensor, counts: Tens
     width = begun.most.shape[1]
     groups = triton.cdiv(vocab, GROUP)
     programs = (count, triton.cdiv(groups, GROUPS))
-    temperature, top_p, _, top_k, *_ = params
+    temperature, top_p, min_p, top_k, *_ = params
     _count[programs](
-        begun.logits, begun.rows, begun.most, begun.least, temperature, top_p, top_k, counts, vocab, width, GROUPS,
-        GROUP, early(), num_warps=2 * GROUPS, launch_pdl=early(),
+        begun.logits, begun.most, begun.floor, counts, vocab, width, GROUPS, GROUP, early(), num_warps=2 * GROUPS,
+        launch_pdl=early(),
     )  # fmt: skip
     _rank[(count,)](
-        begun.logits, begun.rows, begun.peak, begun.total, begun.least, temperature, top_p, top_k, counts, WALK,
-        early(), num_warps=16, launch_pdl=early(),
+        begun.logits, begun.rows, begun.peak, begun.total, begun.floor, begun.least, temperature, top_p, top_k,
+        counts, WALK, early(), num_warps=8, launch_pdl=early(),
     )  # fmt: skip
     _weigh[programs](
-        begun.logits, begun.rows, begun.most, begun.weight, begun.peak, begun.least, *params[:4], vocab, width,
-        GROUPS, GROUP, early(), num_warps=2 * GROUPS, launch_pdl=early(),
+        begun.logits, begun.rows, begun.most, begun.weight, begun.peak, begun.least, temperature, min_p, vocab,
+        width, GROUPS, GROUP, early(), num_warps=2 * GROUPS, launch_pdl=early(),
     )  # fmt: skip
     _pick[(count,)](
         *begun, *params, last_tokens, vocab, groups, width, GROUP, NEGLIGIBLE, True, early(), num_warps=8,
@@ -109,15 +109,15 @@ def draw_filtered(begun: Draw, params: Params, last_tokens: Tensor, counts: Tens
 
 @triton.jit
 def _scan(
-    logits, rows, temperature, most, where, weight, vocab, width, groups: tl.constexpr, group: tl.constexpr,
+    logits, rows, temperature, most, weight, vocab, width, groups: tl.constexpr, group: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    """Of each group: the largest logit, its token, and the weight of all beside it."""
+    """Of each group: the largest logit, and the weight of all beside it."""
     begin(early)
-    index, part, values, _ = _read(logits, vocab, groups, group)
-    largest, offset = tl.max(values, axis=1, return_indices=True)
+    index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
+    values = _read(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
+    largest = tl.max(values, axis=1)
     tl.store(most + index * width + part, largest)
-    tl.store(where + index * width + part, part * group + offset)
     degrees = tl.load(temperature + tl.load(rows + index))
     if degrees > 0:
         weights = _weights(values, tl.maximum(largest, -3.4028234663852886e38)[:, None], degrees)
@@ -126,34 +126,32 @@ def _scan(
 
 @triton.jit
 def _count(
-    logits, rows, most, least, temperature, top_p, top_k, counts, vocab, width, groups: tl.constexpr,
-    group: tl.constexpr, early: tl.constexpr,
+    logits, most, floor, counts, vocab, width, groups: tl.constexpr, group: tl.constexpr, early: tl.constexpr
 ):  # fmt: skip
-    """How often each value from `least` up occurs in a row."""
+    """How often each value from `floor` up occurs in a row."""
     begin(early)
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
-    row = tl.load(rows + index)
-    bound = tl.load(least + index)
-    if _is_ranked(row, temperature, top_p, top_k) & (tl.max(tl.load(most + index * width + part)) >= bound):
-        column = part[:, None] * group + tl.arange(0, group)[None, :]
-        inside = column < vocab
-        values = tl.load(logits + index * vocab + column, inside, 0.0)
+    bound = tl.load(floor + index)
+    if tl.max(tl.load(most + index * width + part)) >= bound:
+        values = _read(logits + index * vocab, part, vocab, group, -float("inf"))
         places = counts + index * 65536 + _place(values)
-        tl.atomic_add(places, 1, inside & (values.to(tl.float32) >= bound), sem="relaxed")
+        tl.atomic_add(places, 1, values.to(tl.float32) >= bound, sem="relaxed")
 
 
 @triton.jit
 def _rank(
-    logits, rows, peak, total, least, temperature, top_p, top_k, counts, size: tl.constexpr, early: tl.constexpr
+    logits, rows, peak, total, floor, least, temperature, top_p, top_k, counts, size: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
-    """Raise `least` to the least logit that top-k, and top-p among those, keep. Leaves zeros in `counts`."""
+    """The least logit that top-k, and top-p among those, keep. Leaves zeros in `counts`."""
     begin(early)
     index = tl.program_id(0).to(tl.int64)
-    row = tl.load(rows + index)
-    if _is_ranked(row, temperature, top_p, top_k):
+    bound = tl.load(floor + index)
+    if bound < float("inf"):
         kind: tl.constexpr = logits.dtype.element_ty
+        row = tl.load(rows + index)
         degrees, largest = tl.load(temperature + row), tl.load(peak + index)
-        first, last = _place(largest.to(kind)), _place(tl.load(least + index).to(kind))
+        first, last = _place(largest.to(kind)), _place(bound.to(kind))
         counts += index * 65536
         share = tl.load(total + index).to(tl.float64)
         p = tl.load(top_p + row).to(tl.float64)
@@ -166,9 +164,9 @@ def _rank(
             place, _ = _walk(counts, first, place, k, p * share, largest, degrees, kind, size)
         tl.store(least + index, _value(place, kind))
         tl.debug_barrier()  # every count has been read
-        for start in range(first, last + 1, size):
-            places = start + tl.arange(0, size)
-            tl.store(counts + places, 0, places <= last)
+        for start in range(first // 16 * 16, last + 1, size):
+            places = tl.multiple_of(start, 16) + tl.arange(0, size)
+            tl.store(counts + places, 0, places < 65536)
 
 
 @triton.jit
@@ -178,132 +176,120 @@ def _walk(
     """Down from the largest value, at place `first`, to `last`, as long as fewer than `k` tokens come before, and
     less than `share`. Returns the last place with a token, and the weight of the tokens, `k` at most.
     """
-    place, start = first, first
+    place, start = first, first // 16 * 16
     count = 0
     weight = tl.full((), 0.0, tl.float64)
     taken = tl.full((), 0.0, tl.float64)
-    while (start <= last) & (count < k) & ((weight < share) | (start == first)):
-        places = start + tl.arange(0, size)
-        number = tl.load(counts + places, places <= last, 0)
-        each = _weights(_value(places, kind), largest, degrees)
-        each = tl.where(number > 0, each, 0.0).to(tl.float64)
-        here = number.to(tl.float64) * each
-        before = count + tl.cumsum(number, axis=0) - number
-        kept = (number > 0) & (before < k) & (weight + tl.cumsum(here, axis=0) - here < share)
-        place = tl.maximum(place, tl.max(tl.where(kept, places, 0)))
-        taken += tl.sum(tl.where(kept, tl.minimum(number, k - before), 0).to(tl.float64) * each)
-        count += tl.sum(number)
-        weight += tl.sum(here)
+    while (start <= last) & (count < k) & ((weight < share) | (start <= first)):
+        places = tl.multiple_of(start, 16) + tl.arange(0, size)
+        number = tl.load(counts + places, places < 65536, 0)
+        here = tl.sum(number)
+        if here > 0:  # small numbers of either sign are many, and seldom occur
+            each = _weights(_value(places, kind), largest, degrees)
+            each = tl.where(number > 0, each, 0.0).to(tl.float64)
+            heavy = number.to(tl.float64) * each
+            before = count + tl.cumsum(number, axis=0) - number
+            kept = (number > 0) & (places <= last) & (before < k)
+            kept &= weight + tl.cumsum(heavy, axis=0) - heavy < share
+            place = tl.maximum(place, tl.max(tl.where(kept, places, 0)))
+            taken += tl.sum(tl.where(kept, tl.minimum(number, k - before), 0).to(tl.float64) * each)
+            count += here
+            weight += tl.sum(heavy)
         start += size
     return place, taken
 
 
 @triton.jit
 def _weigh(
-    logits, rows, most, weight, peak, least, temperature, top_p, min_p, top_k, vocab, width, groups: tl.constexpr,
+    logits, rows, most, weight, peak, least, temperature, min_p, vocab, width, groups: tl.constexpr,
     group: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """Of each group of a filtered row: the weight of the tokens that are kept, now beside the row's largest."""
     begin(early)
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
-    row = tl.load(rows + index)
-    if _is_filtered(row, temperature, top_p, min_p, top_k):
-        largest, lowest = tl.load(peak + index), tl.load(least + index)
+    lowest = tl.load(least + index)
+    largest_here = tl.max(tl.load(most + index * width + part))
+    if lowest < float("inf"):
         kept = tl.zeros((groups,), tl.float32)
-        if tl.max(tl.load(most + index * width + part)) >= lowest:
-            _, _, values, _ = _read(logits, vocab, groups, group)
-            kept = tl.sum(_kept(values, largest, lowest, tl.load(temperature + row), tl.load(min_p + row)), axis=1)
+        if largest_here >= lowest:
+            row = tl.load(rows + index)
+            degrees, p = tl.load(temperature + row), tl.load(min_p + row)
+            values = _read(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
+            kept = tl.sum(_kept(values, tl.load(peak + index), lowest, degrees, p), axis=1)
         tl.store(weight + index * width + part, kept)
 
 
 @triton.jit
 def _pick(
-    tokens, logits, rows, most, where, weight, peak, total, least, temperature, top_p, min_p, top_k, seed,
+    tokens, logits, rows, most, weight, peak, total, floor, least, temperature, top_p, min_p, top_k, seed,
     generated, last_tokens, vocab, groups, width: tl.constexpr, group: tl.constexpr, negligible: tl.constexpr,
     filtered: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    """The token at which the cumulated weight passes a draw: first its group, then its place there.
+    """The largest logit, or the one at which the cumulated weight passes a draw: its group, then its place there.
 
-    Of the filtered rows; or of the others, and for the filtered ones `peak`, `total`, and as `least`, for now, a
-    logit that no token which top-k and top-p keep, and which weighs anything, is below.
+    Of the filtered rows; or of the others, and for the filtered ones what the kernels between the two need.
     """
     begin(early)
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + index)
-    degrees, k = tl.load(temperature + row), tl.load(top_k + row)
+    degrees, k, p, m = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)
     part = tl.arange(0, width)
     inside = part < groups
     each = tl.load(most + index * width + part, inside, -float("inf"))
-    largest, offset = tl.max(each, axis=0, return_indices=True)
+    largest = tl.max(each)
     share = tl.load(weight + index * width + part, inside, 0.0)  # undefined in greedy rows
     if not filtered:
         share = tl.where(inside, share * _weights(each, largest, degrees), 0.0)
-    chosen = _is_filtered(row, temperature, top_p, min_p, top_k)
-    if chosen == filtered:
+    is_drawn = (degrees > 0) & (k != 1)
+    is_ranked = is_drawn & ((k > 0) | (p < 1))
+    is_filtered = is_ranked | (is_drawn & (m > 0))
+    if is_filtered == filtered:
         count = tl.load(generated + row)
-        token = tl.load(where + index * width + offset).to(tl.int64)
-        if (degrees > 0) & (k != 1):
-            target = _uniform(tl.load(seed + row), count) * tl.sum(share)
+        target = _uniform(tl.load(seed + row), count) * tl.sum(share)
+        place = tl.min(tl.where(each == largest, part, width))
+        if is_drawn:
             place = _passed(share, target)
-            target -= tl.sum(tl.where(part < place, share, 0.0))
-            column = place * group + tl.arange(0, group)
-            values = tl.load(logits + index * vocab + column, column < vocab, -float("inf")).to(tl.float32)
+        place = tl.minimum(place, groups - 1)  # as is the token: logits that are not numbers lead nowhere
+        target -= tl.sum(tl.where(part < place, share, 0.0))
+        values = _read(logits + index * vocab, place, vocab, group, -float("inf")).to(tl.float32)
+        if is_drawn:
             if filtered:
-                weights = _kept(values, largest, tl.load(least + index), degrees, tl.load(min_p + row))
+                weights = _kept(values, largest, tl.load(least + index), degrees, m)
             else:
                 weights = _weights(values, largest, degrees)
-            token = (place * group + _passed(weights, target)).to(tl.int64)
+            offset = _passed(weights, target)
+        else:
+            offset = tl.min(tl.where(values == largest, tl.arange(0, group), group))
+        token = tl.minimum(place * group + offset, vocab - 1).to(tl.int64)
         tl.store(tokens + index, token)
         tl.store(last_tokens + row, token)
         tl.store(generated + row, count + 1)
-    elif not filtered:
-        tl.store(peak + index, largest)
-        tl.store(total + index, tl.sum(share))
+    if not filtered:
         bound = largest - negligible * degrees
-        p = tl.load(top_p + row)
-        if p < 1:
+        if is_ranked & (p < 1):
             # All tokens below it, however many, together weigh less than top-p leaves out.
             bound = tl.maximum(bound, largest + degrees * tl.log((1 - p) * tl.sum(share) / vocab))
-        if k > 0:
-            # The k-th of the groups' largest: k tokens are at or above it.
-            as_large = tl.zeros((width,), tl.int32)
-            for start in range(0, groups, 32):
-                other = start + tl.arange(0, 32)
-                other = tl.load(most + index * width + other, other < groups, -float("inf"))
-                as_large += tl.sum((other[None, :] >= each[:, None]).to(tl.int32), axis=1)
-            bound = tl.maximum(bound, tl.max(tl.where(inside & (as_large >= k), each, -float("inf"))))
+        if is_ranked & (k > 0):
+            # The k-th largest of the pairs of groups: k tokens are at or above it.
+            pairs = tl.max(tl.reshape(each, (width // 2, 2)), axis=1)
+            as_large = tl.sum((pairs[None, :] >= pairs[:, None]).to(tl.int32), axis=1)
+            bound = tl.maximum(bound, tl.max(tl.where(as_large >= k, pairs, -float("inf"))))
         # Rounding keeps the order: no logit that was at or above the bound is below it then.
-        tl.store(least + index, bound.to(logits.dtype.element_ty).to(tl.float32))
-
-
-# ---- rows ----
-
-
-@triton.jit
-def _is_ranked(row, temperature, top_p, top_k):
-    """Whether the row draws from the most likely tokens."""
-    k = tl.load(top_k + row)
-    return (tl.load(temperature + row) > 0) & (k != 1) & ((k > 0) | (tl.load(top_p + row) < 1))
-
-
-@triton.jit
-def _is_filtered(row, temperature, top_p, min_p, top_k):
-    """Whether the row draws from fewer than all tokens."""
-    k = tl.load(top_k + row)
-    some = (k > 0) | (tl.load(top_p + row) < 1) | (tl.load(min_p + row) > 0)
-    return (tl.load(temperature + row) > 0) & (k != 1) & some
+        bound = bound.to(logits.dtype.element_ty).to(tl.float32)
+        tl.store(floor + index, tl.where(is_ranked, bound, float("inf")))
+        tl.store(least + index, tl.where(is_filtered, bound, float("inf")))
+        tl.store(peak + index, largest)
+        tl.store(total + index, tl.sum(share))
 
 
 # ---- logits ----
 
 
 @triton.jit
-def _read(logits, vocab, groups: tl.constexpr, group: tl.constexpr):
-    """This program's row, its groups, their logits [groups, group] in float32, and which of them there are."""
-    index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
-    column = part[:, None] * group + tl.arange(0, group)[None, :]
-    inside = column < vocab
-    return index, part, tl.load(logits + index * vocab + column, inside, -float("inf")).to(tl.float32), inside
+def _read(logits, part, vocab, group: tl.constexpr, other: tl.constexpr):
+    """The logits of groups `part`: [group] of one, [groups, group] of several."""
+    columns = tl.expand_dims(part * group, -1) + tl.arange(0, group)
+    return tl.load(logits + columns, columns < vocab, other)
 
 
 @triton.jit
