@@ -141,6 +141,13 @@ def test_the_extreme_values_of_the_type() -> None:
         assert set(draw(logits, seeded([SamplingParams(top_k=9, temperature=50.0)] * 300)).tolist()) == {100}
 
 
+def test_logits_that_are_not_numbers_give_some_token() -> None:
+    params = seeded(WAYS)
+    logits = torch.full((len(params), 3000), torch.nan, device=CUDA, dtype=torch.bfloat16)
+    tokens = table(params).draw(logits, torch.arange(len(params), device=CUDA), Choice.RANKED)
+    assert int(tokens.min()) >= 0 and int(tokens.max()) < 3000
+
+
 def test_equally_likely_tokens_stay_or_go_together() -> None:
     logits = torch.tensor([[1.0, 3.0, 1.0, 3.0, 1.0]] * 300, device=CUDA, dtype=torch.bfloat16)
     for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.5), SamplingParams(min_p=0.5)):
