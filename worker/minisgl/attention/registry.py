@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minisgl.attention.base import Backend
+from minisgl.attention.few_rows import FewRows
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.torch_backend import TorchBackend
 from minisgl.kvcache.pool import KVPool
@@ -99,4 +100,5 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     `num_heads`: query heads of this rank.
     """
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
-    return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]])
+    few = FewRows(pool, windows) if names[1] != "torch" else None
+    return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]], few=few)
