@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from minisgl.engine.engine import Engine
 from minisgl.llm import LLM, SamplingParams
 from support.judge import Judge
 from support.tiny_models import make_tiny_model
@@ -63,6 +64,23 @@ def test_greedy_tokens_are_among_the_likeliest(case: tuple[Path, Judge], options
     for done in (completions, again):
         assert [len(completion.token_ids) for completion in done] == lengths
         judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in done])
+
+
+def test_sizes_captured_while_idle(case: tuple[Path, Judge], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 17 to 24 rows run as 32 first, and then, beside a prefix cache that is in use, as 24."""
+    path, judge = case
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    idle, chores = Engine.idle, 0
+    monkeypatch.setattr(Engine, "idle", lambda _: False)
+    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=64, num_pages=1024) as llm:
+        done = llm.generate(prompts(), params)
+        while idle(llm._engine):
+            chores += 1
+        again = llm.generate(prompts(), params)
+        assert chores == (0 if llm._engine._graphs is None else 3), "sizes 24, 40, 48 and 56 were left"
+    assert sum(completion.cached_tokens for completion in again) > 500
+    for completions in (done, again):
+        judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in completions])
 
 
 def test_sampled_rows_leave_greedy_ones_alone(case: tuple[Path, Judge]) -> None:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisgl.engine.sampler import SamplingRows, sample
 from minisgl.kernel import kernels_for
 from minisgl.layers.rope import RopeConfig
 from minisgl.layers.rotary import Rotary, rotate
@@ -164,46 +163,3 @@ def test_advance() -> None:
         assert torch.equal(gathered[:pages], table[row, :pages])
     before[chosen[:29]] += 1
     assert torch.equal(lengths, before)
-
-
-@pytest.mark.parametrize("vocab", [512, 151_936])
-def test_sample_draws_what_the_reference_draws(vocab: int) -> None:
-    torch.manual_seed(vocab)
-    rows, count = 70, 48
-    logits = 4 * normal(count, vocab, dtype=torch.bfloat16)
-    params = SamplingRows.zeros(rows, CUDA)
-    params.temperature.uniform_(0.1, 2)
-    params.temperature[::5] = 0
-    params.top_k[::7] = 1
-    params.seed.random_(0, 1 << 62)
-    params.generated.random_(0, 1000)
-    chosen = torch.randperm(rows, device=CUDA)[:count]
-    expected = sample(logits, params.at(chosen), ranked=False, largest_top_k=0)
-    counted = params.generated.clone()
-    last = torch.zeros(rows, dtype=torch.int64, device=CUDA)
-    tokens = kernels_for(logits, "step").sample(
-        logits, chosen, params.temperature, params.top_k, params.seed, params.generated, last
-    )
-    counted[chosen] += 1
-    assert torch.equal(params.generated, counted)
-    assert torch.equal(last[chosen], tokens)
-    # The sums are made in another order: a draw next to a boundary may fall on its other side.
-    assert (tokens == expected).float().mean() > 0.95
-    greedy = (params.temperature[chosen] == 0) | (params.top_k[chosen] == 1)
-    picked, best = (logits.gather(1, t.unsqueeze(1)) for t in (tokens, expected))
-    assert torch.equal(picked[greedy], best[greedy])
-
-
-def test_sample_follows_the_distribution() -> None:
-    draws = 20_000
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 0.5], device=CUDA)
-    params = SamplingRows.zeros(draws, CUDA)
-    params.temperature.fill_(0.7)
-    params.seed.copy_(torch.arange(draws, device=CUDA))
-    rows = torch.arange(draws, device=CUDA)
-    tokens = kernels_for(rows, "step").sample(
-        logits.expand(draws, -1).contiguous(), rows, params.temperature, params.top_k, params.seed,
-        params.generated, torch.zeros_like(rows),
-    )  # fmt: skip
-    shares = tokens.bincount(minlength=5) / draws
-    torch.testing.assert_close(shares, (logits / 0.7).softmax(dim=0), atol=0.015, rtol=0)

@@ -43,7 +43,9 @@ class FakeStep:
 class FakeEngine:
     """Runs launched steps in order, but only when somebody waits: the latest a device could be."""
 
-    def __init__(self, *, num_pages: int, page_size: int, num_rows: int) -> None:
+    def __init__(self, *, num_pages: int, page_size: int, num_rows: int, chores: int = 0) -> None:
+        """`chores`: pieces of work that wait for spare time."""
+        self.chores = chores
         self.page_size = page_size
         self._kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
         self._tables: list[list[int]] = [[-1] * num_pages for _ in range(num_rows)]
@@ -53,12 +55,20 @@ class FakeEngine:
         self._results: dict[int, list[int]] = {}
         self._launched = 0
         self.batches: list[Batch] = []
+        self.idled_after: list[int] = []
+        """For each call of `idle`, the number of steps launched before."""
 
     def launch(self, batch: Batch) -> FakeStep:
         self._queue.append((self._launched, batch))
         self.batches.append(batch)
         self._launched += 1
         return FakeStep(self, self._launched - 1)
+
+    def idle(self) -> bool:
+        assert not self._queue, "a step is in flight"
+        self.idled_after.append(self._launched)
+        self.chores = max(0, self.chores - 1)
+        return self.chores > 0
 
     def run_until(self, number: int) -> list[int]:
         while number not in self._results:

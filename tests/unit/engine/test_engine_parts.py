@@ -59,10 +59,17 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (20, [1, 2, 4, 8, 16, 20])]
+    ("most", "first", "later"),
+    [
+        (1, [1], []),
+        (3, [1, 2, 3], []),
+        (8, [1, 2, 4, 8], []),
+        (20, [1, 2, 4, 8, 16, 20], []),
+        (64, [1, 2, 4, 8, 16, 32, 64], [24, 40, 48, 56]),
+    ],
 )
-def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, sizes: list[int]) -> None:
-    assert captured_sizes(most) == sizes
+def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, first: list[int], later: list[int]) -> None:
+    assert captured_sizes(most) == (first, later)
 
 
 def test_steps_build_no_autograd_graph() -> None:

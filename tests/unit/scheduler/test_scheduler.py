@@ -160,6 +160,17 @@ def test_a_pool_too_small_for_the_load_finishes_by_retraction(loop: Loop) -> Non
     assert script.finished_at[0] == min(script.finished_at.values()), "the oldest is never the one retracted"
 
 
+@pytest.mark.parametrize("loop", [normal_loop, overlap_loop])
+def test_work_for_spare_time_waits_for_requests_and_not_the_other_way_round(loop: Loop) -> None:
+    scheduler, engine = build()
+    engine.chores = 5
+    script = Script([[], [], [request(0, [1, 2], 9, ignore_eos=True)], [], [request(1, [3], 9, ignore_eos=True)]])
+    loop(scheduler, engine, script)
+    steps = len(engine.batches)
+    assert engine.idled_after == [0, 0, steps, steps, steps], "one a round; none in a round that brings a request"
+    assert script.outputs == {0: reference([1, 2], 9), 1: reference([3], 9)}
+
+
 def test_the_same_messages_give_the_same_batches() -> None:
     """Two ranks that hear the same rounds form the same batches in the same row order."""
     histories: list[list[Batch]] = []

@@ -80,3 +80,7 @@ class Executor(Protocol):
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
         ...
+
+    def idle(self) -> bool:
+        """Do a piece of the work that waits for spare time; False when none is left. No request may be running."""
+        ...

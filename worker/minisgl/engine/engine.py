@@ -99,6 +99,10 @@ class Engine:
         """Start a step and return at once."""
         return self._stream.launch(lambda: self._step(batch))
 
+    def idle(self) -> bool:
+        """Capture one more size of decode steps; False when none is left. No request may be running."""
+        return self._graphs is not None and self._graphs.capture_next()
+
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""
         self._stream.close()
@@ -108,34 +112,21 @@ class Engine:
         """One step; int64 [S], as `Batch` orders the tokens."""
         self._rows.update(batch)
         if self._graphs is not None and not batch.prefill and len(batch.decode_rows) <= self._graphs.most:
-            return self._replay(self._graphs, batch.decode_rows)
+            return self._graphs.replay(len(batch.decode_rows), self._rows.choice(batch.decode_rows))
         step, hidden = self._run(batch)
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
         if not hidden.shape[0]:
             return step.rows
         logits = self._model.logits(hidden)
-        if step.choice <= Choice.DRAWN and logits.is_cuda:
-            return self._rows.draw(logits, step.rows)
+        if logits.is_cuda and logits.itemsize == 2:
+            return self._rows.draw(logits, step.rows, step.choice)
         if step.choice is Choice.GREEDY:
             tokens = greedy(logits)
         else:
             params = self._rows.sampling.at(step.rows)
             tokens = sample(logits, params, ranked=step.choice is Choice.RANKED, largest_top_k=step.largest_top_k)
         self._rows.commit(step.rows, tokens)
-        return tokens
-
-    def _replay(self, graphs: DecodeGraphs, rows: list[int]) -> Tensor:
-        """A step of decode rows alone, as a graph. Choosing from fewer than all tokens comes after it."""
-        choice = self._rows.choice(rows)
-        if choice <= Choice.DRAWN:
-            return graphs.replay(len(rows))[0]
-        on_device = self._rows.decode_rows[: len(rows)]
-        params = self._rows.sampling.at(on_device)  # the graph counts its own draws
-        _, logits = graphs.replay(len(rows))
-        top_k = self._rows.largest_top_k(rows)
-        tokens = sample(logits, params, ranked=choice is Choice.RANKED, largest_top_k=top_k)
-        self._rows.last_tokens.index_copy_(0, on_device, tokens)
         return tokens
 
     def _run(self, batch: Batch) -> tuple[StepInput | ReplayedStep, Tensor]:

@@ -2,71 +2,96 @@
 
 A graph is captured for some numbers of rows; a batch is filled up to the next of them with the padding row. The
 graph reads the rows from `Rows.decode_rows` and all else from the request table, so a step of the same requests
-as before is one launch, and copies nothing from the host.
+as before is one launch, and copies nothing from the host. A second, small graph follows it in batches in which
+some row draws from fewer than all tokens.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minisgl.attention.paged import PagedAttention
-from minisgl.engine.rows import Rows
+from minisgl.core.batch import Batch
+from minisgl.engine.rows import Choice, Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
+if TYPE_CHECKING:
+    from minisgl.kernel.sample import Draw
 
-def captured_sizes(most: int) -> list[int]:
-    """Numbers of rows to capture: few for small batches, then every eighth, and `most` itself."""
-    return sorted({1, 2, 4, *range(8, most, 8), most} & set(range(1, most + 1)))
+
+def captured_sizes(most: int) -> tuple[list[int], list[int]]:
+    """Numbers of rows to capture at once, and those for later: powers of two and `most`; every eighth besides."""
+    first = {1 << i for i in range(most.bit_length())} | {most}
+    return sorted(first), sorted(set(range(8, most, 8)) - first)
+
+
+class _Captured(NamedTuple):
+    step: torch.cuda.CUDAGraph
+    filtered: torch.cuda.CUDAGraph
+    tokens: Tensor
+    """int64 [rows]: what both write."""
 
 
 class DecodeGraphs:
-    """One graph for each captured size. All share one memory pool: only one of them runs at a time."""
+    """The graphs of each captured size. All share one memory pool: only one size runs at a time."""
 
     def __init__(
         self, most: int, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
     ) -> None:
-        """Captures, the largest first, so that the others fit in its memory. Rows must hold no request."""
+        """Captures the first sizes, the largest before the others, so that they fit in its memory."""
+        self.most = most
+        """The largest number of rows that can be replayed."""
         self._model = model
         self._rows = rows
         self._attention = attention
-        self.sizes = captured_sizes(most)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._results: dict[int, tuple[Tensor, Tensor]] = {}
-        pool = torch.cuda.graph_pool_handle()
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            self._step(most)  # kernels are compiled and libraries set up before any capture
-            self._step(1)
-            for size in reversed(self.sizes):
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    self._results[size] = self._step(size)
-                self._graphs[size] = graph
+        self._stream = stream
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[int, _Captured] = {}
+        self._sizes: list[int] = []  # captured, ascending
+        first, self._later = captured_sizes(most)
+        for size in reversed(first):
+            self._capture(size)
 
-    @property
-    def most(self) -> int:
-        """The largest number of rows that can be replayed."""
-        return self.sizes[-1]
+    def capture_next(self) -> bool:
+        """Capture one of the sizes left for later; False when none is left then. No request may be running."""
+        if self._later:
+            self._capture(self._later.pop(0))
+        return bool(self._later)
 
-    def replay(self, count: int) -> tuple[Tensor, Tensor]:
-        """A step of the first `count` of `Rows.decode_rows`.
+    def replay(self, count: int, choice: Choice) -> Tensor:
+        """A step of the first `count` of `Rows.decode_rows`, of which `choice` is the most demanding.
 
-        Returns their tokens int64 [count], greedy or drawn from all tokens and committed already, and their logits
-        [count, vocab]; both are overwritten by the next replay.
+        Returns their tokens int64 [count], committed already; the next replay overwrites them.
         """
-        size = self.sizes[bisect_left(self.sizes, count)]
-        self._graphs[size].replay()
-        tokens, logits = self._results[size]
-        return tokens[:count], logits[:count]
+        graphs = self._graphs[self._sizes[bisect_left(self._sizes, count)]]
+        graphs.step.replay()
+        if choice > Choice.DRAWN:
+            graphs.filtered.replay()
+        return graphs.tokens[:count]
 
-    def _step(self, size: int) -> tuple[Tensor, Tensor]:
+    def _capture(self, size: int) -> None:
+        step, filtered = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._rows.update(Batch())  # leaves nothing but padding in `Rows.decode_rows`
+            self._rows.finish_draw(self._step(size))  # compiles kernels and sets up libraries
+            with torch.cuda.graph(step, pool=self._pool, stream=self._stream):
+                begun = self._step(size)
+            with torch.cuda.graph(filtered, pool=self._pool, stream=self._stream):
+                self._rows.finish_draw(begun)
+        # The logits' memory goes back to the pool: nothing else runs between the two graphs that use it.
+        self._graphs[size] = _Captured(step, filtered, begun.tokens)
+        insort(self._sizes, size)
+
+    def _step(self, size: int) -> Draw:
         table = self._rows
         kernels = kernels_for(table.decode_rows, "step")
         rows = table.decode_rows[:size]
         step = kernels.advance(rows, table.last_tokens, table.lengths, table.block_table, table.page_size)
         attend = self._attention.decode_at(step.slots, step.tables, step.lengths)
         logits = self._model.logits(self._model(step.tokens, step.positions, attend))
-        return table.draw(logits, rows), logits
+        return table.begin_draw(logits, rows)

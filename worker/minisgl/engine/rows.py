@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from minisgl.core.batch import Batch, Join, PageWrite
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.sampler import SamplingRows
 from minisgl.kernel import kernels_for
+
+if TYPE_CHECKING:
+    from minisgl.kernel.sample import Draw  # imports Triton, which builds of torch for CPUs lack
 
 
 class Choice(IntEnum):
@@ -75,6 +79,9 @@ class Rows:
         self.last_tokens = torch.zeros(num_rows, dtype=torch.int64, device=device)
         """The newest token, which is not in the KV cache yet."""
         self.sampling = SamplingRows.zeros(num_rows, device)
+        values = 1 << 16 if device.type == "cuda" else 0
+        self._counts = torch.zeros((num_rows, values), dtype=torch.int32, device=device)
+        """What `finish_draw` counts: how often each value of 16 bits occurs in a row's logits. Zeros meanwhile."""
         self._choices = [Choice.GREEDY] * num_rows
         self._top_ks = [0] * num_rows
         self._decode_list: list[int] = []
@@ -121,13 +128,21 @@ class Rows:
         self.last_tokens.index_copy_(0, rows, tokens)
         self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
 
-    def draw(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """On CUDA: the next tokens of `rows`, int64 [S], greedy or drawn from all tokens, and committed."""
-        params = self.sampling
-        tokens: Tensor = kernels_for(logits, "step").sample(
-            logits, rows, params.temperature, params.top_k, params.seed, params.generated, self.last_tokens
-        )
-        return tokens
+    def draw(self, logits: Tensor, rows: Tensor, choice: Choice) -> Tensor:
+        """On CUDA, logits of 16 bits [S, vocab] -> the next tokens of `rows`, int64 [S], committed."""
+        begun = self.begin_draw(logits, rows)
+        if choice > Choice.DRAWN:
+            self.finish_draw(begun)
+        return begun.tokens
+
+    def begin_draw(self, logits: Tensor, rows: Tensor) -> Draw:
+        """The tokens of rows that are greedy or draw from all tokens."""
+        begun: Draw = kernels_for(logits, "sample").draw(logits, rows, self.sampling, self.last_tokens)
+        return begun
+
+    def finish_draw(self, begun: Draw) -> None:
+        """The tokens of the other rows."""
+        kernels_for(begun.logits, "sample").draw_filtered(begun, self.sampling, self.last_tokens, self._counts)
 
     def _join(self, joins: list[Join]) -> None:
         for join in joins:

@@ -6,7 +6,7 @@ and on nothing else: neither on the rest of the batch nor on what was drawn befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ CANDIDATES = 256
 """Most likely tokens that are ranked at first; more only in rows whose top-p they do not reach."""
 
 
-@dataclass(slots=True, frozen=True)
-class SamplingRows:
+class SamplingRows(NamedTuple):
     """Sampling parameters, one element a row: `SamplingParams` as tensors."""
 
     temperature: Tensor
@@ -37,17 +36,15 @@ class SamplingRows:
 
     def at(self, rows: Tensor) -> SamplingRows:
         """The parameters of `rows`, int64 [S]."""
-        return SamplingRows(*(getattr(self, field.name).index_select(0, rows) for field in fields(self)))
+        return SamplingRows(*(column.index_select(0, rows) for column in self))
 
     def write(self, rows: Tensor, shape: Tensor, counts: Tensor) -> None:
         """Set those of `rows`, int64 [J].
 
         shape [J, 3]: temperature, top-p, min-p. counts [J, 3]: top-k, seed, tokens generated.
         """
-        for column, target in enumerate((self.temperature, self.top_p, self.min_p)):
-            target.index_copy_(0, rows, shape[:, column])
-        for column, target in enumerate((self.top_k, self.seed, self.generated)):
-            target.index_copy_(0, rows, counts[:, column])
+        for target, values in zip(self, (*shape.T, *counts.T), strict=True):
+            target.index_copy_(0, rows, values)
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -131,6 +131,8 @@ class LLM:
         ]
         try:
             self._engine = Engine(engine_config, config)
+            while self._engine.idle():  # or the first `generate` would do it before it returns
+                pass
         except BaseException:
             self._stop_ranks()
             raise

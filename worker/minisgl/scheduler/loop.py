@@ -23,8 +23,9 @@ class Endpoint(Protocol):
 
 def normal_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -> None:
     """Schedule a step, run it, take its tokens; then the next. Returns when a `Round` says stop."""
+    chores = True
     while True:
-        arrived = endpoint.receive(block=not scheduler.has_work)
+        arrived, chores = _receive(endpoint, executor, idle=not scheduler.has_work, chores=chores)
         for message in arrived.messages:
             scheduler.handle(message)
         step = scheduler.schedule()
@@ -42,8 +43,10 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
     ends on a token of the last step may be in the launched one already; its extra token is dropped.
     """
     last: tuple[Step, PendingStep] | None = None
+    chores = True
     while True:
-        arrived = endpoint.receive(block=last is None and not scheduler.has_work)
+        idle = last is None and not scheduler.has_work
+        arrived, chores = _receive(endpoint, executor, idle=idle, chores=chores)
         for message in arrived.messages:
             scheduler.handle(message)
         step = scheduler.schedule()
@@ -54,3 +57,14 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
         endpoint.send(scheduler)
         if arrived.stop and last is None:
             return
+
+
+def _receive(endpoint: Endpoint, executor: Executor, *, idle: bool, chores: bool) -> tuple[Round, bool]:
+    """What arrived, and whether the executor still has `chores`: it does one when an idle loop is sent nothing.
+
+    They depend on the rounds alone, so that every rank does the same one at the same time.
+    """
+    arrived = endpoint.receive(block=idle and not chores)
+    if idle and chores and not (arrived.messages or arrived.stop):
+        chores = executor.idle()
+    return arrived, chores
