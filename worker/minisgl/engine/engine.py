@@ -82,7 +82,7 @@ class Engine:
         with self._phase("warmup"):
             self._warm_up()
         with self._phase("graphs"):
-            self._graphs = self._capture(min(config.cuda_graph_max_batch, config.max_running_requests), model)
+            self._graphs = self._capture(min(config.cuda_graph_max_batch, config.max_running_requests))
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
@@ -128,14 +128,12 @@ class Engine:
         self._rows.last_tokens.index_copy_(0, on_device, tokens)
         return tokens
 
-    def _capture(self, most: int, model: ModelConfig) -> DecodeGraphs | None:
+    def _capture(self, most: int) -> DecodeGraphs | None:
         """Graphs for up to `most` decode rows; None, and the log says why, when steps cannot be captured."""
         if not isinstance(self._stream, CudaStream) or most < 1:
             return None
         if not self._attention.can_capture:
             logger.info("no CUDA graphs: the attention backend for decode needs the host in every step")
-        elif any(model.is_sparse(layer) for layer in range(model.num_layers)):
-            logger.info("no CUDA graphs: the experts of this model are gathered by the host")
         elif self._comm.size > 1:
             logger.info("no CUDA graphs: several ranks")
         else:

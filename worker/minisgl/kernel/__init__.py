@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 
-def kernels_for(x: Tensor, room: Literal["layers", "step", "gemv"] = "layers") -> Any:
+def kernels_for(x: Tensor, room: Literal["layers", "step", "gemv", "moe"] = "layers") -> Any:
     """The module ``minisgl.kernel.<room>`` when `x` is on a CUDA device; None elsewhere: use the torch reference.
 
     Imported at the first use: Triton comes with CUDA builds of torch only.
