@@ -18,6 +18,12 @@ from torch import Tensor
 from minisgl.kernel.launch import begin, early
 
 
+FEW = 8
+"""Tokens up to which cuBLAS takes longer for the router than reading its weights for each of them."""
+ROUTED = 16
+"""Tokens that one program chooses experts for."""
+
+
 class Tile(NamedTuple):
     """What one program of a matrix product computes, and how."""
 
@@ -35,7 +41,7 @@ class Blocks(NamedTuple):
     order: Tensor
     """int32 [blocks * rows]: the pair ``token * choices + choice`` of each row; undefined where there is none."""
     plan: Tensor
-    """int32 [2, experts]: the block at which each expert's blocks end, and its number of pairs."""
+    """int32 [2, experts]: the block at which each expert's blocks end, and the row at which its pairs end."""
     weights: Tensor
     """float32 [T, choices]: of each pair, in the reference's order of choices."""
 
@@ -43,7 +49,7 @@ class Blocks(NamedTuple):
 def mixture(x: Tensor, router: Tensor, gate_up: Tensor, down: Tensor, choices: int, normalize: bool) -> Tensor:
     """Each token's sum of what its `choices` likeliest experts make of it, times their weights.
 
-    x [T, hidden], contiguous, T >= 1; router [experts, hidden], float32 or as x; gate_up [experts, 2 n, hidden]
+    x [T, hidden], contiguous, T >= 1; router [experts, hidden]; gate_up [experts, 2 n, hidden]
     and down [experts, hidden, n] -> [T, hidden]. `normalize`: the chosen experts' weights add up to one.
     """
     tokens, hidden = x.shape
@@ -73,52 +79,40 @@ def tiles(tokens: int, choices: int, experts: int, dtype: torch.dtype) -> tuple[
         tile = Tile(16 if average <= 8 else 32, 32, 32, 2, 4)
         return tile, tile
     if average <= 8:  # few rows: the weights' way from memory is all that counts
-        return (Tile(16, 16, 128, 4, 4), Tile(16, 32, 128, 4, 4)) if tokens <= 4 else (
-            Tile(16, 64, 128, 4, 4), Tile(16, 128, 128, 4, 4)
-        )  # fmt: skip
+        return Tile(16, 32, 128, 4, 4), Tile(16, 32, 128, 5, 4) if tokens <= 4 else Tile(16, 128, 128, 4, 4)
     if average <= 16:
-        return Tile(32, 64, 128, 4, 4), Tile(32, 128, 128, 4, 4)
+        return Tile(32, 64, 128, 3, 4), Tile(32, 128, 128, 3, 4)
     if average <= 64:
-        return Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4)
-    return Tile(128, 128, 64, 4, 8), Tile(128, 256, 64, 4, 8)
+        return Tile(64, 128, 64, 4, 4), Tile(64, 128, 64, 4, 4)
+    return Tile(128, 128, 64, 3, 8), Tile(128, 256, 64, 3, 8)
 
 
 def score(x: Tensor, router: Tensor) -> Tensor:
-    """The router's logits, float32 [T, experts]."""
-    tokens, experts = len(x), len(router)
+    """The router's logits, float32 [T, experts]: sums of products that are exact."""
+    (tokens, hidden), experts = x.shape, len(router)
+    if tokens > FEW:
+        return torch.mm(x, router.T, out_dtype=torch.float32)
     logits = torch.empty((tokens, experts), dtype=torch.float32, device=x.device)
-    if x.dtype == torch.float32:
-        tile = Tile(16 if tokens <= 256 else 32, 32, 32, 2, 4)
-    elif tokens <= 256:
-        tile = Tile(16, 16, 128, 4, 4)
-    else:
-        tile = Tile(64, 64, 64, 4, 4)
-    _score[(triton.cdiv(tokens, tile.rows), triton.cdiv(experts, tile.columns))](
-        x, router, logits, tokens, experts, x.shape[1], tile.rows, tile.columns, tile.block, _precision(x),
-        early(), num_warps=tile.warps, num_stages=tile.stages, launch_pdl=early(),
-    )  # fmt: skip
+    _score[(triton.cdiv(experts, 2), tokens)](
+        x, router, logits, experts, hidden, triton.next_power_of_2(hidden), early(), launch_pdl=early()
+    )
     return logits
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def _score(
-    x, router, logits, tokens, experts: tl.constexpr, depth: tl.constexpr, rows: tl.constexpr,
-    columns: tl.constexpr, block: tl.constexpr, precision: tl.constexpr, early: tl.constexpr,
+    x, router, logits, experts: tl.constexpr, hidden: tl.constexpr, block: tl.constexpr, early: tl.constexpr
 ):  # fmt: skip
+    """One token's logits for two experts."""
+    expert = tl.program_id(0) * 2 + tl.arange(0, 2)
+    k = tl.arange(0, block)
+    mask = (expert < experts)[:, None] & (k < hidden)[None, :]
+    weights = tl.load(router + expert[:, None] * hidden + k[None, :], mask, 0.0)  # no kernel writes them
     begin(early)
-    token = tl.program_id(0) * rows + tl.arange(0, rows)
-    expert = tl.program_id(1) * columns + tl.arange(0, columns)
-    there, known = (token < tokens)[:, None], (expert < experts)[:, None]
-    k = tl.arange(0, block)[None, :]
-    total = tl.zeros((rows, columns), tl.float32)
-    for start in range(0, depth, block):
-        inside = (depth % block == 0) | (start + k < depth)
-        left = tl.load(x + token.to(tl.int64)[:, None] * depth + start + k, there & inside, 0.0)
-        right = tl.load(router + expert[:, None] * depth + start + k, known & inside, 0.0)
-        # Products of two bfloat16 are exact in float32; so the logits are those of float32 operands.
-        total = tl.dot(left.to(right.dtype), right.T, total, input_precision=precision)
-    place = token[:, None] * experts + expert[None, :]
-    tl.store(logits + place, total, there & (expert < experts)[None, :])
+    token = tl.program_id(1)
+    values = tl.load(x + token * hidden + k, k < hidden, 0.0)
+    total = tl.sum(weights.to(tl.float32) * values.to(tl.float32)[None, :], axis=1)
+    tl.store(logits + token * experts + expert, total, expert < experts)
 
 
 def route(logits: Tensor, choices: int, normalize: bool, rows: int) -> Blocks:
@@ -128,11 +122,11 @@ def route(logits: Tensor, choices: int, normalize: bool, rows: int) -> Blocks:
     blocks = min(experts, pairs) + pairs // rows  # of every expert with pairs, the last may be any part full
     order, plan = (logits.new_empty(shape, dtype=torch.int32) for shape in (blocks * rows, (2, experts)))
     weights = logits.new_empty((tokens, choices))
-    tile = 1 if tokens == 1 else 16 if tokens <= 16 else 64
+    tile = 1 if tokens == 1 else ROUTED
     parts = triton.cdiv(tokens, tile)
     chosen, counts = logits.new_empty((tokens, experts), dtype=torch.int8), plan.new_empty((parts, experts))
     width = triton.next_power_of_2(experts)
-    warps = {1: 1, 16: 4, 64: 8}[tile]
+    warps = 1 if tokens == 1 else 4
     _route[(parts,)](
         logits, weights, chosen, counts, order, plan, tokens, experts, choices, normalize, parts == 1, rows,
         tile, width, early(), num_warps=warps, launch_pdl=early(),
@@ -206,13 +200,14 @@ def _place(
     """choice [tile, width]: which of its token's choices an expert is, or -1; total and before [width]: pairs."""
     blocks = (total + rows - 1) // rows
     stop = tl.cumsum(blocks, axis=0)
+    start = (stop - blocks) * rows
     taken = choice >= 0
-    rank = ((stop - blocks) * rows + before)[None, :] + tl.cumsum(taken.to(tl.int32), axis=0) - 1
+    rank = (start + before)[None, :] + tl.cumsum(taken.to(tl.int32), axis=0) - 1
     tl.store(order + rank, token * choices + choice, taken)
     expert = tl.arange(0, width)
     if tl.program_id(0) == 0:
         tl.store(plan + expert, stop, expert < experts)
-        tl.store(plan + experts + expert, total, expert < experts)
+        tl.store(plan + experts + expert, start + total, expert < experts)
 
 
 def _multiply(
@@ -223,7 +218,7 @@ def _multiply(
     grid = len(blocks.order) // tile.rows * triton.cdiv(width, tile.columns)
     _experts[(grid,)](
         x, weight, blocks.order, blocks.plan, out, experts, width, depth, choices, gated, tile.rows, tile.columns,
-        tile.block, triton.next_power_of_2(experts), _precision(x), early(),
+        tile.block, triton.next_power_of_2(experts), early(),
         num_warps=tile.warps, num_stages=tile.stages, launch_pdl=early(),
     )  # fmt: skip
 
@@ -232,7 +227,7 @@ def _multiply(
 def _experts(
     x, weight, order, plan, out, experts: tl.constexpr, width: tl.constexpr, depth: tl.constexpr,
     choices: tl.constexpr, gated: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr, block: tl.constexpr,
-    every: tl.constexpr, precision: tl.constexpr, early: tl.constexpr,
+    every: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """One block's rows times some of its expert's features.
 
@@ -241,14 +236,16 @@ def _experts(
     begin(early)
     strips: tl.constexpr = (width + columns - 1) // columns
     number = tl.program_id(0) // strips  # neighbours share the block's rows, and the next ones its expert
-    stops = tl.load(plan + tl.arange(0, every), tl.arange(0, every) < experts, 1 << 30)
+    one = tl.arange(0, every)
+    stops = tl.load(plan + one, one < experts, 1 << 30)
+    ends = tl.load(plan + experts + one, one < experts, 0)
+    place = number * rows + tl.arange(0, rows)
+    pair = tl.load(order + place)
     expert = tl.sum((stops <= number).to(tl.int32))
     if expert >= experts:
         return
-    begun = tl.max(tl.where(stops <= number, stops, 0))
-    place = number * rows + tl.arange(0, rows)
-    there = tl.arange(0, rows) < tl.load(plan + experts + expert) - (number - begun) * rows
-    pair = tl.load(order + place, there, 0)
+    there = place < tl.sum(tl.where(one == expert, ends, 0))
+    pair = tl.where(there, pair, 0)
     column = tl.program_id(0) % strips * columns + tl.arange(0, columns)
     k = tl.arange(0, block)[None, :]
     source = x + (pair // choices if gated else place).to(tl.int64)[:, None] * depth + k
@@ -259,10 +256,10 @@ def _experts(
     for start in range(0, depth, block):
         inside = (depth % block == 0) | (start + k < depth)
         tile = tl.load(source + start, there[:, None] & inside, 0.0)
-        total = tl.dot(tile, tl.load(matrix + start, known & inside, 0.0).T, total, input_precision=precision)
+        total = tl.dot(tile, tl.load(matrix + start, known & inside, 0.0).T, total, input_precision="ieee")
         if gated:
             other = tl.load(matrix + width * depth + start, known & inside, 0.0)
-            up = tl.dot(tile, other.T, up, input_precision=precision)
+            up = tl.dot(tile, other.T, up, input_precision="ieee")
     result = total.to(out.dtype.element_ty)
     if gated:
         gate = result.to(tl.float32)
@@ -287,8 +284,3 @@ def _add(
     weight = tl.load(weights + pair, chosen, 0.0)
     total = tl.sum(values.to(tl.float32) * weight[:, None], axis=0)
     tl.store(out + token * size + column, total.to(out.dtype.element_ty), column < size)
-
-
-def _precision(x: Tensor) -> str:
-    """How products with float32 operands are made: nearly as exact as they, when the others have fewer bits."""
-    return "ieee" if x.dtype == torch.float32 else "tf32x3"

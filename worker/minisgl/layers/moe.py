@@ -38,7 +38,7 @@ class MoE(nn.Module):
         self.experts_per_token = experts_per_token
         self.norm_topk_prob = norm_topk_prob
         self.span = split(intermediate_size, comm)
-        self.router = parameter(num_experts, hidden_size, dtype=torch.float32)
+        self.router = parameter(num_experts, hidden_size, dtype=dtype)
         self.gate_up = parameter(num_experts, 2 * self.span.size, hidden_size, dtype=dtype)
         self.down = parameter(num_experts, hidden_size, self.span.size, dtype=dtype)
         self._experts: list[tuple[Tensor, Tensor]] = []
@@ -89,9 +89,6 @@ class MoE(nn.Module):
             yield Piece(f"{expert}.down_proj.weight", narrow, (slice(None), part.slice), down)
 
     def pack(self) -> None:
-        narrow = self.router.to(self.gate_up.dtype)
-        if narrow.is_cuda and torch.equal(narrow.float(), self.router):  # a checkpoint of this type
-            self.router = nn.Parameter(narrow, requires_grad=False)
         self._experts = [
             (pack(gate_up), pack(down)) for gate_up, down in zip(self.gate_up, self.down, strict=True)
         ]
