@@ -17,7 +17,6 @@ from torch import Tensor
 
 from minisgl.kernel.launch import begin, early
 
-
 FEW = 8
 """Tokens up to which cuBLAS takes longer for the router than reading its weights for each of them."""
 ROUTED = 16
