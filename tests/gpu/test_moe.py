@@ -86,13 +86,20 @@ def test_all_tokens_choose_the_same_expert(shape: tuple[int, int, int, int], dty
 
 
 @torch.inference_mode()
-def test_the_weights_are_those_of_the_reference() -> None:
-    layer = make_layer((128, 8, 512, 192), torch.bfloat16)
-    for tokens in (1, 5, 33, 700):
+def test_pairs_are_in_order_of_experts_and_then_of_tokens() -> None:
+    layer, rows = make_layer((128, 8, 512, 192), torch.bfloat16), 16
+    for tokens in (1, 5, 33, 700, 9000):
         x = normal(tokens, layer)
         kernels = kernels_for(x, "moe")
-        weights, _ = layer.route(x)
-        torch.testing.assert_close(kernels.route(kernels.score(x, layer.router), 8, True, 16).weights, weights)
+        weights, experts = layer.route(x)
+        order, plan, result = kernels.route(kernels.score(x, layer.router), 8, True, rows)
+        torch.testing.assert_close(result, weights)
+        block = 0
+        for expert, (stop, end) in enumerate(plan.T.tolist()):
+            pairs = (experts.flatten() == expert).nonzero().flatten()
+            assert order[block * rows : end].tolist() == pairs.tolist()
+            block += -(-len(pairs) // rows)
+            assert block == stop
 
 
 @torch.inference_mode()

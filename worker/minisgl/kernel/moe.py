@@ -78,7 +78,7 @@ def tiles(tokens: int, choices: int, experts: int, dtype: torch.dtype) -> tuple[
         tile = Tile(16 if average <= 8 else 32, 32, 32, 2, 4)
         return tile, tile
     if average <= 8:  # few rows: the weights' way from memory is all that counts
-        return Tile(16, 32, 128, 4, 4), Tile(16, 32, 128, 5, 4) if tokens <= 4 else Tile(16, 128, 128, 4, 4)
+        return Tile(16, 32, 128, 4, 4), Tile(16, 32, 128, 5, 2) if tokens <= 2 else Tile(16, 128, 128, 4, 4)
     if average <= 16:
         return Tile(32, 64, 128, 3, 4), Tile(32, 128, 128, 3, 4)
     if average <= 64:
@@ -123,7 +123,7 @@ def route(logits: Tensor, choices: int, normalize: bool, rows: int) -> Blocks:
     weights = logits.new_empty((tokens, choices))
     tile = 1 if tokens == 1 else ROUTED
     parts = triton.cdiv(tokens, tile)
-    chosen, counts = logits.new_empty((tokens, experts), dtype=torch.int8), plan.new_empty((parts, experts))
+    chosen, counts = logits.new_empty((tokens, experts), dtype=torch.int8), plan.new_empty((parts + 1, experts))
     width = triton.next_power_of_2(experts)
     warps = 1 if tokens == 1 else 4
     _route[(parts,)](
@@ -131,6 +131,7 @@ def route(logits: Tensor, choices: int, normalize: bool, rows: int) -> Blocks:
         tile, width, early(), num_warps=warps, launch_pdl=early(),
     )  # fmt: skip
     if parts > 1:
+        _scan[(triton.cdiv(experts, 4),)](counts, parts, experts, 4, 256, early(), launch_pdl=early())
         _arrange[(parts,)](
             chosen, counts, order, plan, tokens, parts, experts, choices, rows, tile, width, early(),
             num_warps=warps, launch_pdl=early(),
@@ -171,6 +172,23 @@ def _route(
         tl.store(counts + tl.program_id(0) * experts + tl.arange(0, width), count, tl.arange(0, width) < experts)
 
 
+@triton.jit(do_not_specialize=["parts"])
+def _scan(
+    counts, parts, experts: tl.constexpr, columns: tl.constexpr, block: tl.constexpr, early: tl.constexpr
+):  # fmt: skip
+    """Replace each part's number of pairs by the number in all parts before it; the last row gets the sums."""
+    begin(early)
+    expert = tl.program_id(0) * columns + tl.arange(0, columns)
+    total = tl.zeros((columns,), tl.int32)
+    for start in range(0, parts, block):
+        part = start + tl.arange(0, block)[:, None]
+        place, mask = counts + part * experts + expert[None, :], (part < parts) & (expert < experts)[None, :]
+        count = tl.load(place, mask, 0)
+        tl.store(place, total[None, :] + tl.cumsum(count, axis=0) - count, mask)
+        total += tl.sum(count, axis=0)
+    tl.store(counts + parts * experts + expert, total, expert < experts)
+
+
 @triton.jit(do_not_specialize=["tokens", "parts"])
 def _arrange(
     chosen, counts, order, plan, tokens, parts, experts: tl.constexpr, choices: tl.constexpr, rows: tl.constexpr,
@@ -179,12 +197,8 @@ def _arrange(
     """Place the pairs of `tile` tokens, behind those of all earlier tokens with the same expert."""
     begin(early)
     expert = tl.arange(0, width)
-    total, before = tl.zeros((width,), tl.int32), tl.zeros((width,), tl.int32)
-    for start in range(0, parts, 32):
-        part = start + tl.arange(0, 32)[:, None]
-        count = tl.load(counts + part * experts + expert[None, :], (part < parts) & (expert < experts)[None, :], 0)
-        total += tl.sum(count, axis=0)
-        before += tl.sum(tl.where(part < tl.program_id(0), count, 0), axis=0)
+    total = tl.load(counts + parts * experts + expert, expert < experts, 0)
+    before = tl.load(counts + tl.program_id(0) * experts + expert, expert < experts, 0)
     token = tl.program_id(0) * tile + tl.arange(0, tile)[:, None]
     inside = (token < tokens) & (expert < experts)[None, :]
     choice = tl.load(chosen + token * experts + expert[None, :], inside, -1).to(tl.int32)
