@@ -39,8 +39,9 @@ class DecodeGraphs:
         pool = torch.cuda.graph_pool_handle()
         with torch.inference_mode(), torch.cuda.stream(stream):
             # Kernels are compiled and libraries set up before any capture; kernels change at powers of two.
-            for size in {most, *(size for size in self.sizes if size.bit_count() == 1)}:
-                self._step(size)
+            for size in reversed(self.sizes):
+                if size == most or size.bit_count() == 1:
+                    self._step(size)
             for size in reversed(self.sizes):
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
