@@ -93,7 +93,7 @@ class Engine:
         with self._phase("warmup"):
             self._warm_up()
         with self._phase("graphs"):
-            self._capture(min(config.cuda_graph_max_batch, config.max_running_requests), model)
+            self._capture(min(config.cuda_graph_max_batch, config.max_running_requests))
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
@@ -136,12 +136,9 @@ class Engine:
         step = self._rows.lay_out(batch)
         return step, self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
 
-    def _capture(self, most: int, model: ModelConfig) -> None:
+    def _capture(self, most: int) -> None:
         """Graphs of up to `most` decode rows, and of short steps with chunks; the log says why there are none."""
         if not isinstance(self._stream, CudaStream) or most < 1:
-            return
-        if any(model.is_sparse(layer) for layer in range(model.num_layers)):
-            logger.info("no CUDA graphs: the experts of this model are gathered by the host")
             return
         if self._comm.size > 1:
             logger.info("no CUDA graphs: several ranks")

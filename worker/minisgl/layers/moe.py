@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisgl.distributed import Communicator
+from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.mlp import silu_and_mul
 from minisgl.layers.weights import Piece, parameter, split
@@ -37,7 +38,7 @@ class MoE(nn.Module):
         self.experts_per_token = experts_per_token
         self.norm_topk_prob = norm_topk_prob
         self.span = split(intermediate_size, comm)
-        self.router = parameter(num_experts, hidden_size, dtype=torch.float32)
+        self.router = parameter(num_experts, hidden_size, dtype=dtype)
         self.gate_up = parameter(num_experts, 2 * self.span.size, hidden_size, dtype=dtype)
         self.down = parameter(num_experts, hidden_size, self.span.size, dtype=dtype)
         self._experts: list[tuple[Tensor, Tensor]] = []
@@ -45,13 +46,21 @@ class MoE(nn.Module):
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, hidden] -> weights float32 and experts int64, both [T, experts_per_token]."""
-        probabilities = F.linear(x.float(), self.router).softmax(dim=-1)
+        probabilities = F.linear(x.float(), self.router.float()).softmax(dim=-1)
         weights, experts = probabilities.topk(self.experts_per_token, dim=-1)
         if self.norm_topk_prob:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         return weights, experts
 
     def forward(self, x: Tensor) -> Tensor:
+        kernels = kernels_for(x, "moe")
+        if kernels is None:
+            return self.comm.all_reduce(self.mixture(x))
+        choices, normalize = self.experts_per_token, self.norm_topk_prob
+        return self.comm.all_reduce(kernels.mixture(x, self.router, self.gate_up, self.down, choices, normalize))
+
+    def mixture(self, x: Tensor) -> Tensor:
+        """x [T, hidden] -> [T, hidden], this rank's part of the sum. Expert by expert: the host counts."""
         weights, experts = self.route(x)
         # Row i of `order` is the i-th (token, choice) pair, counted token by token, when sorted by expert.
         order = experts.flatten().argsort(stable=True)
@@ -67,7 +76,7 @@ class MoE(nn.Module):
         choices = torch.empty_like(results)
         choices[order] = results
         mixed = (choices.view(*experts.shape, -1) * weights.unsqueeze(2)).sum(dim=1)
-        return self.comm.all_reduce(mixed.to(x.dtype))
+        return mixed.to(x.dtype)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield Piece(f"{name}.gate.weight", tuple(self.router.shape), (), self.router)
