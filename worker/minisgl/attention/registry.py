@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -28,13 +29,23 @@ def _torch(pool: KVPool, windows: Windows, _num_heads: int) -> Backend:
     return TorchBackend(pool, windows)
 
 
-def _flashinfer(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
-    module: Any = importlib.import_module("minisgl.attention.flashinfer_backend")  # its library may be missing
-    backend: Backend = module.FlashInferBackend(pool, windows, num_heads)
-    return backend
+def _of_library(module: str, name: str) -> Callable[[KVPool, Windows, int], Backend]:
+    """The backend `name` of a module of this package, whose library may be missing."""
+
+    def create(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
+        backend: Backend = getattr(importlib.import_module(f"minisgl.attention.{module}"), name)(
+            pool, windows, num_heads
+        )
+        return backend
+
+    return create
 
 
-BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {"torch": _torch, "flashinfer": _flashinfer}
+BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {
+    "torch": _torch,
+    "flashinfer": _of_library("flashinfer_backend", "FlashInferBackend"),
+    "flash_attn": _of_library("flash_attn_backend", "FlashAttnBackend"),
+}
 
 PHASES = ("prefill", "decode")
 
@@ -59,25 +70,39 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
     for phase, name in zip(PHASES, names, strict=True):
         if name not in ("auto", *BACKENDS):
             raise UserError(f"--attn {name}: this backend is not available; allowed: auto, {', '.join(BACKENDS)}")
-        obstacle = _flashinfer_obstacle(setting, phase) if name != "torch" else None
-        if obstacle is not None and name == "flashinfer":
-            raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacle}; --attn torch works")
         if name == "auto":
-            name = "flashinfer" if obstacle is None else "torch"
-            reason = f"not flashinfer: {obstacle}" if obstacle is not None else "the fastest on this GPU"
+            name, reason = _automatic(setting, phase)
             logger.info("attention backend for %s: %s (%s)", phase, name, reason)
+        elif (obstacle := OBSTACLES[name](setting, phase)) is not None:
+            raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacle}; --attn torch works")
         chosen.append(name)
     return chosen[0], chosen[1]
 
 
-def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
-    """Why FlashInfer cannot be used; None: it can."""
+def _automatic(setting: Setting, phase: str) -> tuple[str, str]:
+    """The fastest backend that works here, and why it is this one."""
+    reasons = []
+    for name in AUTOMATIC[phase]:
+        obstacle = OBSTACLES[name](setting, phase)
+        if obstacle is None:
+            return name, "; ".join(reasons) or "the fastest on this GPU"
+        reasons.append(f"not {name}: {obstacle}")
+    return "torch", "; ".join(reasons)
+
+
+def _gpu_obstacle(setting: Setting) -> str | None:
     if setting.device.type != "cuda":
         return "it needs a CUDA device"
-    if find_spec("flashinfer") is None:
-        return "the package flashinfer-python is not installed"
     if setting.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
+    return None
+
+
+def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
+    if (obstacle := _gpu_obstacle(setting)) is not None:
+        return obstacle
+    if find_spec("flashinfer") is None:
+        return "the package flashinfer-python is not installed"
     compiler = f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"
     if find_spec("flashinfer_jit_cache") is None and not (shutil.which("nvcc") or shutil.which(compiler)):
         return "its kernels are not built (package flashinfer-jit-cache), and there is no nvcc to build them"
@@ -91,6 +116,29 @@ def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
         if setting.query_heads > 32:
             return f"its decode kernel needs at most 32 query heads a key-value head, not {setting.query_heads}"
     return None
+
+
+def _flash_attn_obstacle(setting: Setting, _phase: str) -> str | None:
+    if (obstacle := _gpu_obstacle(setting)) is not None:
+        return obstacle
+    # The older flash-attn has the same top-level module, and importing that loads its CUDA library.
+    if not any(True for _ in distributions(name="flash-attn-4")):
+        return "the package flash-attn-4 is not installed (pip install 'flash-attn-4[cu13]')"
+    if torch.cuda.get_device_capability(setting.device)[0] != 9:
+        return "it needs a GPU of the Hopper generation"
+    if setting.head_dim not in (64, 128):
+        return f"it needs heads of 64 or 128 dimensions, not {setting.head_dim}"
+    return None
+
+
+OBSTACLES: dict[str, Callable[[Setting, str], str | None]] = {
+    "torch": lambda _setting, _phase: None,
+    "flashinfer": _flashinfer_obstacle,
+    "flash_attn": _flash_attn_obstacle,
+}
+"""Why a backend cannot be used for a phase; None: it can."""
+AUTOMATIC = {"prefill": ("flashinfer",), "decode": ("flashinfer",)}
+"""What "auto" prefers to torch, the fastest first."""
 
 
 def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num_heads: int) -> PagedAttention:
