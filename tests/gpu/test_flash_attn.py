@@ -66,7 +66,7 @@ def test_decodes_and_chunks_attend_as_the_reference_does(
     )
     heads = group * KV_HEADS
     qkv = torch.randn(len(tokens), heads + 2 * KV_HEADS, head_dim, device="cuda", dtype=torch.bfloat16)
-    query, key, value = qkv.split((heads, KV_HEADS, KV_HEADS), dim=1)
+    query, key, value = qkv[:, :heads], qkv[:, heads:-KV_HEADS], qkv[:, -KV_HEADS:]
     Target(pool.slots[0], step.slots).store(key, value)
     expected, result = (
         create_attention((name, name), pool, (window,), heads).plan(step)(0, query, key, value)
@@ -84,8 +84,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=[None, 40], ids=["qwen3", "mistral, window of 40"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Judge]:
-    family, overrides = ("mistral", {"sliding_window": 40}) if request.param else ("qwen3", {})
-    overrides: Any = {"hidden_size": 512, "head_dim": 64, "dtype": "bfloat16"} | overrides
+    family = "mistral" if request.param else "qwen3"
+    overrides: Any = {"hidden_size": 512, "head_dim": 64, "dtype": "bfloat16"}
+    if request.param:
+        overrides["sliding_window"] = request.param
     path = make_tiny_model(family, tmp_path_factory.mktemp("models") / family, **overrides)
     Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(path / "tokenizer.json"))
     return path, Judge(path)

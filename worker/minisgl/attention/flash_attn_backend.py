@@ -1,7 +1,7 @@
-"""FlashAttention-4 (https://github.com/Dao-AILab/flash-attention, package flash-attn-4) on Hopper, in half precision.
+"""FlashAttention-4 (https://github.com/Dao-AILab/flash-attention): for NVIDIA GPUs of the Hopper generation.
 
-Its kernels are compiled when they are first called, each in some seconds, and kept on disk. Nothing is planned on the
-host: they read lengths and block tables on the device, so that decode steps can be captured.
+In half precision. Its kernels are compiled when they are first called, each in some seconds, and kept on disk.
+Nothing is planned on the host: they read lengths and block tables on the device, so that decodes can be captured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from minisgl.attention.base import Chunk, Part, StepMetadata
 from minisgl.kvcache.pool import KVPool
 
-# The library reads these when it is imported. Its own default is no cache, and a directory that others may write to.
+# The library reads these when it is imported. Unasked it keeps no kernel, or keeps it where others may write.
 os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flash_attn"
 os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(CACHE))
@@ -86,7 +86,8 @@ class FlashAttnBackend:
         lengths = [chunk.start + chunk.length for chunk in chunks]
         numbers = torch.tensor(starts + lengths + [chunk.row for chunk in chunks], dtype=torch.int32)
         on_device = numbers.pin_memory().to(self._device, non_blocking=True)
-        return on_device.split((len(starts), len(lengths), len(chunks)))  # type: ignore[return-value]
+        n = len(chunks)
+        return on_device[: n + 1], on_device[n + 1 : 2 * n + 1], on_device[2 * n + 1 :]
 
     def _left(self, layer: int) -> int | None:
         """So many tokens before its own does a token attend to; None: all."""

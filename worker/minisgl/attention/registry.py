@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import distributions
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -81,7 +81,7 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
 
 def _automatic(setting: Setting, phase: str) -> tuple[str, str]:
     """The fastest backend that works here, and why it is this one."""
-    reasons = []
+    reasons: list[str] = []
     for name in AUTOMATIC[phase]:
         obstacle = OBSTACLES[name](setting, phase)
         if obstacle is None:
