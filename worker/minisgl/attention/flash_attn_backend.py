@@ -33,6 +33,10 @@ class FlashAttnBackend:
         self._caches = [layer.unbind(2) for layer in pool.layers]
         """Of each layer, keys and values [num_pages, page_size, kv_heads, head_dim]; not contiguous."""
         self._device = pool.layers[0].device
+        # Queries and keys of a tile. A page that is as long as a tile is fetched in one piece.
+        keys = pool.page_size if pool.page_size in (64, 128) else 128
+        self._decode_tile = 64, keys
+        self._prefill_tile = 192 if pool.head_dim == 64 else 128, keys
 
     # ---- decode ----
 
@@ -47,7 +51,7 @@ class FlashAttnBackend:
             keys, values = self._caches[layer]
             _flash_attn_fwd(
                 query.unsqueeze(1), keys, values, out=out.unsqueeze(1), seqused_k=lengths, page_table=tables,
-                causal=True, window_size_left=self._left(layer),
+                causal=True, window_size_left=self._left(layer), tile_mn=self._decode_tile,
             )  # fmt: skip
 
         return decode
@@ -64,7 +68,7 @@ class FlashAttnBackend:
             keys, values = self._caches[layer]
             _flash_attn_fwd(
                 query, keys, values, out=out, cu_seqlens_q=starts, seqused_k=lengths, page_table=tables,
-                causal=True, window_size_left=self._left(layer),
+                causal=True, window_size_left=self._left(layer), tile_mn=self._prefill_tile,
             )  # fmt: skip
 
         return prefill

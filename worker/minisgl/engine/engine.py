@@ -143,7 +143,7 @@ class Engine:
         return None
 
     def _warm_up(self) -> None:
-        """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""
+        """Prefills and a decode: what libraries set up at first use is set up now, and what fails fails now."""
         pages = list(range(-(-2 // self.limits.page_size)))
         prefill = Batch(
             joined=[Join(0, SamplingParams(temperature=0.0), 0)],
@@ -152,6 +152,8 @@ class Engine:
         )
         self.launch(prefill).tokens()
         self.launch(Batch(decode_rows=[0], decode_lengths=[2])).tokens()
+        # To continue a row may be another kernel than to begin one.
+        self.launch(Batch(prefill=[PrefillChunk(0, 1, [0], sample=True)])).tokens()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
