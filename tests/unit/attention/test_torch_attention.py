@@ -261,6 +261,7 @@ def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
     setting: Setting, installed: bool, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(registry, "distributions", lambda name: [])  # noqa: ARG005
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     with pytest.raises(UserError, match=f"^--attn flashinfer: cannot be used for .*{words}; --attn torch works$"):
         choose_attention(("flashinfer", "flashinfer"), setting)
@@ -299,6 +300,7 @@ def test_flash_attn_is_refused_in_one_line_where_it_cannot_run(
 def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"flashinfer"}
     monkeypatch.setattr(registry, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(registry, "distributions", lambda name: [name] if name in installed else [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
@@ -306,5 +308,8 @@ def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeyp
     assert choose_attention(("auto", "auto"), setting) == ("torch", "torch")
     with pytest.raises(UserError, match="no nvcc to build them"):
         choose_attention(("flashinfer", "torch"), setting)
+    installed.add("flash-attn-4")
+    assert choose_attention(("auto", "auto"), setting) == ("flash_attn", "flash_attn")
     installed.add("flashinfer_jit_cache")
     assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "flashinfer")
+    assert choose_attention(("auto", "auto"), setting._replace(page_size=1)) == ("flashinfer", "flash_attn")
