@@ -211,6 +211,8 @@ OWNED_FLAGS = (
     "tp",
     "device",
     "dtype",
+    "quantization",
+    "kv-cache-dtype",
     "max-seq-len",
     "max-running-requests",
     "memory-ratio",
@@ -237,11 +239,19 @@ class Engine(Fields):
             f"arg.matches('^(--({'|'.join(OWNED_FLAGS)})(=.*)?|-h)$'))",
             message=f"extraArgs must not hold options that the operator sets: {', '.join(OWNED_FLAGS)}",
         ),
+        Rule(
+            rule="self.device != 'cpu' || (self.quantization != 'fp8' && self.kvCacheDtype != 'fp8')",
+            message="quantization and kvCacheDtype: fp8 needs a GPU, and device is cpu",
+        ),
     )
     device: Literal["cuda", "cpu"] = "cuda"
     """cuda: one GPU for each rank. cpu: none."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """auto: the checkpoint's own on a GPU, float32 on a CPU."""
+    quantization: Literal["none", "fp8"] = "none"
+    """fp8: the linear layers' weights are rounded to 8 bits when they are loaded."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """fp8: keys and values are kept in 8 bits, so that twice as many fit. auto: in dtype."""
     max_sequence_length: Annotated[int, Field(ge=2, le=16777216)] | None = None
     """Tokens of the longest request, prompt and answer together."""
     max_running_requests: Annotated[int, Field(ge=1, le=65536)] | None = None

@@ -59,6 +59,60 @@ def test_gemv(out: int, into: int, bias: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "into"), [(4096, 1024), (1024, 3072), (17_408, 5120), (5120, 17_408), (99, 70)])
+def test_gemv_with_what_is_around_it(out: int, into: int, dtype: torch.dtype) -> None:
+    gemv = kernels_for(x := normal(1, into, dtype=dtype), "gemv").gemv
+    weight, scale = normal(2 * out, into, dtype=dtype) * into**-0.5, normal(into, dtype=dtype)
+    normalized = F.rms_norm(x.float(), (into,), scale.float(), 1e-6)
+    gate, up = F.linear(normalized, weight.float()).chunk(2, dim=-1)
+    close(gemv(x, weight, norm=(scale, 1e-6)), torch.cat((gate, up), dim=-1).to(dtype))
+    close(gemv(x, weight, norm=(scale, 1e-6), gated=True), (F.silu(gate) * up).to(dtype))
+    stream = normal(1, 2 * out, dtype=dtype)
+    expected = stream + F.linear(x, weight)
+    assert gemv(x, weight, residual=stream) is stream
+    close(stream, expected)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(16, 8, 128), (40, 8, 128), (9, 3, 64), (4, 4, 256)])
+@pytest.mark.parametrize(("page_size", "lengths"), [(64, [1]), (16, [7000, 65]), (64, [40, 1, 1300, 64])])
+def test_decode_of_few_rows(
+    lengths: list[int], page_size: int, heads: int, kv_heads: int, head_dim: int, window: int | None, norm: bool
+) -> None:
+    rows, width = len(lengths), -(-max(lengths) // page_size)
+    tables = torch.randperm(rows * width, device=CUDA).view(rows, width).to(torch.int32)
+    cache = normal(rows * width * page_size, 2, kv_heads, head_dim, dtype=torch.bfloat16)
+    projected = normal(rows, heads + 2 * kv_heads, head_dim, dtype=torch.bfloat16)
+    weights = normal(2, head_dim, dtype=torch.bfloat16)
+    norms = (weights[0], weights[1], 1e-6) if norm else None
+    after = torch.tensor(lengths, dtype=torch.int32, device=CUDA)
+    rotary = Rotary(RopeConfig(theta=10_000.0), head_dim, 8192)
+    rotary.to(CUDA)
+    rotation = rotary.at(after.long() - 1)
+    counters = torch.zeros(4 * kv_heads, dtype=torch.int32, device=CUDA)
+    expected_cache = cache.clone()
+    kernel = kernels_for(cache, "decode").decode
+    first, second = (
+        kernel(projected, kv_heads, norms, rotation, cache, page_size, tables, after, window, counters)
+        for _ in range(2)
+    )
+    last = after.long() - 1
+    slots = tables.gather(1, (last // page_size).unsqueeze(1)).squeeze(1).long() * page_size + last % page_size
+    query, _, _ = kernels_for(cache).rotate_and_store(projected, kv_heads, norms, rotation, expected_cache, slots)
+    assert torch.equal(cache, expected_cache)
+    for row, length in enumerate(lengths):
+        places = torch.arange(max(0, length - (window or length)), length, device=CUDA)
+        keys, values = cache[tables[row, places // page_size].long() * page_size + places % page_size].unbind(1)
+        grouped = query[row].view(kv_heads, -1, head_dim).float()
+        shares = torch.einsum("kgd,tkd->kgt", grouped, keys.float()).mul(head_dim**-0.5).softmax(-1)
+        mixed = torch.einsum("kgt,tkd->kgd", shares, values.float()).flatten(0, 1)
+        close(first[row], mixed.to(torch.bfloat16))
+    assert torch.equal(first, second)
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("tokens", [61, 1100])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(16, 8, 128), (40, 8, 128), (8, 2, 8), (9, 3, 64)])

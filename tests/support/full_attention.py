@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import Target
+from minisgl.attention.base import Norms, Target
 from minisgl.distributed import Communicator
 from minisgl.models.checkpoint import inspect
 from minisgl.models.loader import load_model
@@ -23,6 +23,9 @@ class FullAttention:
 
     def __init__(self, windows: tuple[int | None, ...]) -> None:
         self.windows = windows
+
+    def whole(self, layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> None:
+        """Rotation and storing are the layer's."""
 
     def target(self, layer: int) -> Target:  # noqa: ARG002  nothing is kept
         return Nowhere(torch.empty(0), torch.empty(0))

@@ -70,11 +70,13 @@ def _rule_cases() -> Iterator[Bad]:
     with_class = {"existingClaim": "models", "storageClassName": "fast"}
     yield broken("class of an existing claim", "spec.cache", no_class, service(cache=with_class))
 
-    (owned_flags,) = api.Engine.rules
+    owned_flags, fp8 = api.Engine.rules
     options = [f"--{flag}" for flag in api.OWNED_FLAGS]
     for option in (*options, "-h", "--port=80", "--tp=2"):
         engine = {"extraArgs": ["--log-level", "debug", option]}
         yield broken(f"extraArgs {option}", "spec.engine", owned_flags, service(engine=engine))
+    for field in ("quantization", "kvCacheDtype"):
+        yield broken(f"{field} on a CPU", "spec.engine", fp8, service(engine={"device": "cpu", field: "fp8"}))
 
     (deadline,) = api.Rollout.rules
     late = {"progressDeadlineSeconds": 60, "minReadySeconds": 60}
@@ -200,6 +202,8 @@ _FULL = service(
     engine={
         "device": "cuda",
         "dtype": "bfloat16",
+        "quantization": "fp8",
+        "kvCacheDtype": "fp8",
         "maxSequenceLength": 8192,
         "maxRunningRequests": 64,
         "memoryRatio": 0.85,

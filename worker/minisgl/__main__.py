@@ -11,6 +11,7 @@ from minisgl.server.args import parse_arguments
 from minisgl.server.launcher import launch
 from minisgl.utils.child import EXIT_USER_ERROR
 from minisgl.utils.errors import UserError
+from minisgl.utils.kernel_cache import use_kernel_cache
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
         config = options.worker(
             path, checkpoint_dtype=model.dtype, max_position=model.max_position, sampling=model.sampling
         )
+        if options.kernel_cache is not None:
+            use_kernel_cache(options.kernel_cache, os.environ)
         sys.exit(launch(config))
     except UserError as error:
         print(f"minisgl: error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,6 +220,8 @@ def test_clients_that_leave_the_queue_leave_it(worker: WorkerProcess) -> None:
 def test_metrics_tell_of_the_start_and_the_work(worker: WorkerProcess) -> None:
     metrics = worker.metrics()
     assert metrics["minisgl:total_pages"] == 200
+    phases = re.findall(r'phase="(\w+)"', httpx.get(f"{worker.url}/metrics").text)
+    assert " ".join(phases) == "launch imports distributed weights kv_pool attention warmup graphs tokenizers"
     assert metrics["minisgl:start_seconds"] > 0
     for name in ("prompt_tokens_total", "generation_tokens_total", "e2e_request_latency_seconds_count"):
         assert metrics[f"sglang:{name}"] > 0

@@ -42,8 +42,9 @@ class Scene:
         kv_heads: int = 2,
         windows: tuple[int | None, ...] = (None,),
         seed: int = 0,
+        stored: torch.dtype = torch.float32,
     ) -> None:
-        """`lengths`: of each row when the last step has run."""
+        """`lengths`: of each row when the last step has run. `stored`: what the pool rounds keys and values to."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -58,6 +59,7 @@ class Scene:
             head_dim=HEAD_DIM,
             dtype=torch.float32,
             device=CPU,
+            stored=stored,
         )
         for layer in self.pool.layers:
             layer.copy_(50 * normal(*layer.shape))
@@ -116,6 +118,8 @@ class Scene:
         results = []
         for work in works:
             query, key, value = (x[layer][work.row].double() for x in (self.query, self.key, self.value))
+            if self.pool.rounds:
+                key, value = (x.clamp(-448, 448).to(torch.float8_e4m3fn).double() for x in (key, value))
             group = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
             positions = torch.arange(work.start, work.start + work.length).unsqueeze(1)
@@ -186,6 +190,17 @@ def test_chunks_give_what_the_whole_prompt_gives(window: int | None, page_size: 
     torch.testing.assert_close(torch.cat(parts), expected, atol=TOLERANCE, rtol=0)
     slots = whole.slots(0, 0, 300)
     assert torch.equal(whole.pool.layers[0].flatten(0, 1)[slots], chunked.pool.layers[0].flatten(0, 1)[slots])
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_every_token_reads_what_the_pool_has_rounded(window: int | None) -> None:
+    lengths = [33, 20, 50, 8, 1]
+    scene = Scene(lengths, windows=(window,), stored=torch.float8_e4m3fn)
+    scene.value[0][1][:5] = 1e4  # more than FP8 can hold
+    for row, filled in enumerate((32, 0, 31, 7, 0)):
+        scene.fill(row, filled)
+    works = [decode(3, 8), decode(0, 33), Work(1, 0, 20), Work(2, 31, 19), Work(4, 0, 1)]
+    torch.testing.assert_close(scene.step(works), scene.expected(works), atol=TOLERANCE, rtol=1e-5)
 
 
 def test_a_step_writes_its_own_slots_and_no_other() -> None:
@@ -280,6 +295,7 @@ def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
         ),
         (SETTING._replace(device=CUDA), True, 8, "it needs a GPU of the Hopper generation"),
         (SETTING._replace(device=CUDA, dtype=torch.float32), True, 9, "it needs float16 or bfloat16, not float32"),
+        (SETTING._replace(device=CUDA, rounds=True), True, 9, "it does not read --kv-cache-dtype fp8"),
         (SETTING._replace(device=CUDA, head_dim=80), True, 9, "it needs heads of 64 or 128 dimensions, not 80"),
     ],
 )

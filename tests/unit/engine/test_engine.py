@@ -241,7 +241,7 @@ def test_limits_are_the_least_of_model_option_and_pool(llama: Path, make_engine:
     assert make_engine(llama, num_pages=9).limits.max_seq_len == 36
     automatic = make_engine(llama, num_pages=None)
     assert automatic.limits.num_pages == 12 * 256 // 4  # all that its requests could ever use
-    assert set(automatic.phases) == {"distributed", "weights", "kv_pool", "warmup", "graphs"}
+    assert set(automatic.phases) == {"distributed", "weights", "kv_pool", "attention", "warmup", "graphs"}
     assert all(seconds >= 0 for seconds in automatic.phases.values())
 
 

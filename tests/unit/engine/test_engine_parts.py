@@ -134,6 +134,16 @@ def test_a_pool_starts_with_zeros_of_its_size(dtype: torch.dtype) -> None:
     assert size == 5 * page_bytes(2, 4, 3, 8, dtype)
 
 
+def test_a_pool_may_keep_less_than_it_is_given() -> None:
+    kept = KVPool(
+        num_layers=2, num_pages=5, page_size=4, kv_heads=3, head_dim=8, dtype=torch.bfloat16, device=CPU,
+        stored=torch.float8_e4m3fn,
+    )  # fmt: skip
+    assert (kept.dtype, kept.layers[0].dtype, kept.rounds) == (torch.bfloat16, torch.float8_e4m3fn, True)
+    assert sum(layer.numel() * layer.itemsize for layer in kept.layers) == 2 * 5 * 4 * 2 * 3 * 8
+    assert not pool(5).rounds
+
+
 def test_a_pool_beyond_the_memory_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"KV pool of 1000000000000 pages takes .* GiB"):
         pool(10**12)

@@ -169,6 +169,8 @@ def test_families_differ_as_they_should(tmp_path: Path) -> None:
         ({"rope_scaling": [1]}, ["rope_scaling", "[1]", "an object"]),
         ({"rope_scaling": YARN | {"type": "yarn", "mscale": 1.0}}, ["rope_scaling.mscale", "attention_factor"]),
         ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "awq"]),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, ["(fp8)", "bfloat16"]),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, ["(compressed-tensors)", "bfloat16"]),
         (MOE | {"num_experts_per_tok": 9}, ["num_experts_per_tok", "9", "up to num_experts, 8"]),
         (MOE | {"num_experts": ...}, ["num_local_experts is missing"]),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, ["sliding_window", "0", "from 1"]),

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from minisgl.distributed import Communicator
 from minisgl.layers.norm import RMSNorm
-from minisgl.models.checkpoint import inspect
+from minisgl.layers.weights import Piece
+from minisgl.models import reading
+from minisgl.models.checkpoint import inspect, read_header
 from minisgl.models.fields import ModelError
-from minisgl.models.loader import check_coverage, load_model
+from minisgl.models.loader import check_coverage, load_model, read_weights
 from minisgl.models.mapping import pieces
+from minisgl.models.reading import Source, chunks, fill
 from minisgl.models.transformer import Transformer
 from support.full_attention import FullAttention
 from support.tiny_models import make_tiny_model
@@ -107,3 +110,59 @@ def test_a_split_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     with pytest.raises(ModelError, match=f"{config['num_attention_heads']} attention heads"):
         load_model(inspect(path), path, Communicator(0, 3), device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("staging", [1, 700, 5000])
+@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 2), (3, 4)])
+def test_a_part_is_the_same_through_any_staging_buffer(
+    staging: int, rank: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tiny_model("qwen3_moe", tmp_path, mlp_only_layers=[1], max_shard_size="100KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    whole = {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    monkeypatch.setattr(reading, "STAGING_BYTES", staging)
+    model = Transformer(inspect(path), Communicator(rank, size), torch.float32)
+    read_weights(model, path, CPU)
+    for piece in pieces(model):
+        assert torch.equal(piece.target, whole[piece.name][piece.source or ...]), piece.name
+
+
+def test_a_buffer_holds_no_more_than_a_row_or_what_it_may(tmp_path: Path) -> None:
+    model = Transformer(inspect(make_tiny_model("llama", tmp_path)), Communicator(1, 2), torch.float32)
+    for piece in pieces(model):
+        row = piece.shape[1] * 4 if len(piece.shape) > 1 else 4
+        some = list(chunks(piece, Source(tmp_path, 1000, torch.float32), 700))
+        assert all(chunk.size <= max(700, row) for chunk in some)
+        assert sum(chunk.target.numel() for chunk in some) == piece.target.numel()
+
+
+def test_the_first_fault_of_a_file_that_changes_ends_the_loading(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    file = path / "model.safetensors"
+    entry = read_header(file)["model.embed_tokens.weight"]
+    target = torch.zeros(entry.shape)
+    piece = Piece("model.embed_tokens.weight", entry.shape, (), target)
+    past_the_end = Source(file, file.stat().st_size - 100, torch.float32)
+    with pytest.raises(ModelError, match="cut short"):
+        fill([(piece, past_the_end)] * 40, CPU)
+    assert (target == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": "F8_E4M3"}, "131072 bytes of type F8_E4M3; allowed: .*, of F32, BF16, F16"),
+        ({"dtype": "BF16"}, "131072 bytes of type BF16; allowed: as many as its shape takes"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(change: dict[str, str], words: str, tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["model.embed_tokens.weight"].update(change)
+    changed = json.dumps(header).encode()
+    file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    with pytest.raises(ModelError, match=words):
+        load(path)

@@ -64,6 +64,8 @@ caches = st.one_of(
 engines = some(
     device=st.sampled_from(["cuda", "cpu"]),
     dtype=st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
+    quantization=st.sampled_from(["none", "fp8"]),
+    kvCacheDtype=st.sampled_from(["auto", "fp8"]),
     maxSequenceLength=st.integers(2, 16777216),
     maxRunningRequests=st.integers(1, 65536),
     memoryRatio=st.floats(0, 1, exclude_min=True),
@@ -72,7 +74,7 @@ engines = some(
     pageSize=st.integers(1, 1024),
     maxPrefillLength=st.integers(1, 16777216),
     extraArgs=st.sampled_from([[], ["--num-tokenizer", "2"], ["--log-level=debug"]]),
-)
+).filter(lambda engine: engine.get("device") != "cpu" or "fp8" not in engine.values())
 environments = st.lists(
     st.one_of(
         st.fixed_dictionaries({"name": variables}, optional={"value": texts}),
@@ -230,6 +232,7 @@ def test_the_worker_reads_every_option_as_it_was_meant(body: Json) -> None:
     assert read.served_model_name == body["model"].get("servedName", "qwen3")
     assert (read.host, read.port) == ("0.0.0.0", 8000)
     assert (read.device, read.dtype, read.tp) == (engine.device, engine.dtype, spec.parallelism.tensor)
+    assert (read.quantization, read.kv_cache_dtype) == (engine.quantization, engine.kv_cache_dtype)
     assert read.cache == engine.cache_type
     assert read.drain_grace == engine_args.DRAIN_GRACE_SECONDS
     assert read.drain_timeout == spec.rollout.drain_timeout_seconds

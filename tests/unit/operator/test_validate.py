@@ -67,7 +67,13 @@ def test_defaults() -> None:
     spec = validate(service(engine={"dtype": "float16"}))["spec"]
     assert spec["model"]["huggingFace"]["revision"] == "main"
     assert spec["replicas"] == 1 and spec["suspend"] is False
-    assert spec["engine"] == {"dtype": "float16", "device": "cuda", "cacheType": "radix"}
+    assert spec["engine"] == {
+        "dtype": "float16",
+        "device": "cuda",
+        "quantization": "none",
+        "kvCacheDtype": "auto",
+        "cacheType": "radix",
+    }
     assert spec["rollout"]["progressDeadlineSeconds"] == 2400
     assert not spec.keys() & {"cache", "env", "podLabels", "auth"}
 

@@ -390,6 +390,7 @@ class TestMetrics:
             assert metrics[f"sglang:inter_token_latency_seconds_count{model}"] == 2 + 3
             assert metrics[f"sglang:e2e_request_latency_seconds_count{model}"] == 2
             assert metrics[f'minisgl:start_seconds{{model_name="{MODEL}",phase="weights"}}'] == 1.5
+            assert 0 <= metrics[f'minisgl:start_seconds{{model_name="{MODEL}",phase="tokenizers"}}'] < 60
             server.workers.send(
                 SchedulerStats(
                     running=3,

@@ -35,7 +35,9 @@ def test_every_option_reaches_the_configuration() -> None:
     line = (
         "--revision v1 --served-model-name name --dtype float16 --dummy-weight --host ::1 --port 0 --api-key k"
         " --num-tokenizer 3 --max-queued-requests 5 --max-body-size 6 --drain-grace 0.5 --drain-timeout 8"
-        " --log-level debug --shell --tp 2 --attn torch,flashinfer --cache naive --page-size 4 --num-pages 100"
+        " --log-level debug --shell --tp 2"
+        " --attn torch,flashinfer --cache naive --page-size 4 --num-pages 100"
+        " --quantization fp8 --kv-cache-dtype fp8"
         " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10 --cuda-graph-max-batch 6"
     )
     options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1")
@@ -50,12 +52,21 @@ def test_every_option_reaches_the_configuration() -> None:
         ("torch", "flashinfer"),
     )
     assert (engine.page_size, engine.num_pages, engine.max_running_requests, engine.max_seq_len) == (4, 100, 7, 99)
+    assert (engine.quantization, engine.kv_cache_dtype) == ("fp8", "fp8")
     assert (engine.dummy_weight, engine.tp_size, engine.cuda_graph_max_batch) == (True, 2, 6)
     assert (scheduler.cache, scheduler.prefill_budget, scheduler.overlap) == ("naive", 10, False)
     assert (server.served_model_name, server.host, server.port, server.api_key) == ("name", "::1", 0, "k")
     assert (server.max_queued_requests, server.max_body_size) == (5, 6)
     assert (server.drain_grace, server.drain_timeout) == (0.5, 8.0)
     assert parse("--memory-ratio", "0.25").engine.memory_ratio == 0.25
+    assert parse("--kernel-cache", "/kernels").kernel_cache == "/kernels"
+
+
+def test_the_option_for_the_kernel_cache_goes_before_the_variable() -> None:
+    assert parse().kernel_cache is None
+    assert parse(MINISGL_KERNEL_CACHE="").kernel_cache is None
+    assert parse(MINISGL_KERNEL_CACHE="/v").kernel_cache == "/v"
+    assert parse("--kernel-cache", "/o", MINISGL_KERNEL_CACHE="/v").kernel_cache == "/o"
 
 
 def test_defaults() -> None:

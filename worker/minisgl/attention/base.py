@@ -19,12 +19,29 @@ class Target(NamedTuple):
     """int64 [T], all different."""
 
     def store(self, key: Tensor, value: Tensor) -> None:
-        """Write key and value [T, kv_heads, head_dim]."""
-        self.cache.index_copy_(0, self.slots, torch.stack((key, value), dim=1))
+        """Write key and value [T, kv_heads, head_dim]. What FP8 cannot hold becomes its largest number."""
+        both, cache = torch.stack((key, value), dim=1), self.cache
+        if cache.dtype == torch.float8_e4m3fn:
+            largest = torch.finfo(cache.dtype).max
+            both = both.clamp_(-largest, largest).to(cache.dtype).view(torch.uint8)
+            cache = cache.view(torch.uint8)
+        cache.index_copy_(0, self.slots, both)
+
+
+Norms = tuple[Tensor, Tensor, float]
+"""Weights [head_dim] of the normalizations of query and key heads, and their epsilon."""
 
 
 class Attend(Protocol):
     """Causal attention of one step, for the layer that calls it."""
+
+    def whole(self, layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> Tensor | None:
+        """All that the layer does between its projections, in one kernel; None: not in this step.
+
+        heads [T, heads + 2 kv_heads, head_dim]: queries, keys, values; rotation: `minisgl.layers.rotary.Rotary.at`
+        of the tokens' positions -> [T, heads, head_dim].
+        """
+        ...
 
     def target(self, layer: int) -> Target:
         """Where the layer stores its keys and values before it attends."""

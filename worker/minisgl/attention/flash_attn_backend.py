@@ -18,11 +18,10 @@ from minisgl.kvcache.pool import KVPool
 
 # The library reads these when it is imported. Unasked it keeps no kernel, or keeps it where others may write.
 os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flash_attn"
-os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(CACHE))
+os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(Path.home() / ".cache" / "flash_attn"))
 
 # The function below the public one, which cannot write to a given tensor.
-from flash_attn.cute.interface import _flash_attn_fwd  # noqa: E402
+from flash_attn.cute.interface import _flash_attn_fwd
 
 
 class FlashAttnBackend:

@@ -2,6 +2,9 @@
 
 Decode is its XQA kernel, which reads block table and lengths on the device: nothing is planned on the host, so a
 captured step needs nothing from it. Prefill is its paged prefill kernel, which is planned once a step.
+
+With an FP8 pool, XQA multiplies in FP8: it rounds queries and attention weights as well. Prefill copies the pages
+to half precision first, which is little beside the rest of its work, and uses the same kernel as without FP8.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class FlashInferBackend:
         self._num_heads = num_heads
         self._windows = windows
         layer = pool.layers[0]
-        self._device, self._dtype = layer.device, layer.dtype
+        self._device, self._dtype = layer.device, pool.dtype
         self._caches = [layer.unbind(2) for layer in pool.layers]
         """Of each layer, keys and values [num_pages, page_size, kv_heads, head_dim]; not contiguous."""
         self._workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=self._device)
@@ -72,19 +75,23 @@ class FlashInferBackend:
         places = [torch.arange(c.row * width, c.row * width + n) for c, n in zip(step.chunks, pages, strict=True)]
         places_on_device = torch.cat(places).pin_memory().to(self._device, non_blocking=True)
         numbers = step.block_table.view(-1).index_select(0, places_on_device)
+        pool, rounds = self._pool, self._pool.rounds
+        read = torch.arange(len(numbers), dtype=torch.int32, device=self._device) if rounds else numbers
         query_starts = _starts([chunk.length for chunk in step.chunks])
         last = torch.tensor([(length - 1) % page_size + 1 for length in lengths], dtype=torch.int32)
         wrappers = next(self._wrappers)
 
         for window, wrapper in wrappers.items():
             wrapper.plan(
-                query_starts, _starts(pages), numbers, last, self._num_heads, self._pool.kv_heads,
-                self._pool.head_dim, page_size, causal=True, window_left=(window or 0) - 1,
-                q_data_type=self._dtype,
+                query_starts, _starts(pages), read, last, self._num_heads, pool.kv_heads, pool.head_dim, page_size,
+                causal=True, window_left=(window or 0) - 1, q_data_type=self._dtype,
             )  # fmt: skip
 
         def prefill(layer: int, query: Tensor, _key: Tensor, _value: Tensor, out: Tensor) -> None:
-            wrappers[self._windows[layer]].run(query, self._caches[layer], out=out)
+            cache = self._caches[layer]
+            if rounds:
+                cache = pool.layers[layer].index_select(0, numbers).to(self._dtype).unbind(2)
+            wrappers[self._windows[layer]].run(query, cache, out=out)
 
         return prefill
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import DecodeBackend, GraphBackend, Part, PrefillBackend, StepMetadata, Target
+from minisgl.attention.base import DecodeBackend, GraphBackend, Norms, Part, PrefillBackend, StepMetadata, Target
+from minisgl.attention.few_rows import FewRows, Whole
 from minisgl.kvcache.pool import KVPool
 
 
@@ -21,6 +22,11 @@ class StepAttention:
     """So many of the step's tokens, the first ones, are of decode rows."""
     decode: Part | None
     prefill: Part | None
+    few: Whole | None = None
+    """Instead of `decode` and `prefill`, in a step of few decode rows alone."""
+
+    def whole(self, layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> Tensor | None:
+        return None if self.few is None else self.few(layer, heads, norms, rotation)
 
     def target(self, layer: int) -> Target:
         return Target(self.pool.slots[layer], self.slots)
@@ -38,13 +44,20 @@ class StepAttention:
 class PagedAttention:
     """Plans the attention of every step."""
 
-    def __init__(self, pool: KVPool, prefill: PrefillBackend, decode: DecodeBackend) -> None:
+    def __init__(
+        self, pool: KVPool, prefill: PrefillBackend, decode: DecodeBackend, few: FewRows | None = None
+    ) -> None:
+        """`few`: instead of `decode` in steps of few decode rows alone."""
         self._pool = pool
+        self._few = few
         self._prefill = prefill
         self._decode = decode
 
     def plan(self, step: StepMetadata) -> StepAttention:
         decodes = len(step.host_lengths)
+        if self._few is not None and 0 < decodes <= self._few.most and not step.chunks:
+            tables = step.block_table.index_select(0, step.decode_rows)
+            return self.decode_at(step.slots, tables, step.decode_lengths.to(torch.int32))
         return StepAttention(
             self._pool,
             step.slots,
@@ -60,5 +73,7 @@ class PagedAttention:
 
     def decode_at(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> StepAttention:
         """A step of D decode rows that is described on the device alone, as `GraphBackend.decode_at` says."""
+        if self._few is not None and len(slots) <= self._few.most:
+            return StepAttention(self._pool, slots, len(slots), None, None, self._few.at(tables, lengths))
         assert isinstance(self._decode, GraphBackend)
         return StepAttention(self._pool, slots, len(slots), self._decode.decode_at(tables, lengths), None)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from minisgl.attention.base import Backend
+from minisgl.attention.few_rows import FewRows
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.torch_backend import TorchBackend
 from minisgl.kvcache.pool import KVPool
@@ -59,6 +60,8 @@ class Setting(NamedTuple):
     head_dim: int
     query_heads: int
     """A key-value head's."""
+    rounds: bool = False
+    """Whether the KV pool keeps FP8."""
 
 
 def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str]:
@@ -126,6 +129,8 @@ def _flash_attn_obstacle(setting: Setting, _phase: str) -> str | None:
         return "the package flash-attn-4 is not installed (pip install 'flash-attn-4[cu13]')"
     if torch.cuda.get_device_capability(setting.device)[0] != 9:
         return "it needs a GPU of the Hopper generation"
+    if setting.rounds:
+        return "it does not read --kv-cache-dtype fp8"
     if setting.head_dim not in (64, 128):
         return f"it needs heads of 64 or 128 dimensions, not {setting.head_dim}"
     return None
@@ -147,4 +152,5 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     `num_heads`: query heads of this rank.
     """
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
-    return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]])
+    few = FewRows(pool, windows) if names[1] != "torch" else None
+    return PagedAttention(pool, prefill=made[names[0]], decode=made[names[1]], few=few)

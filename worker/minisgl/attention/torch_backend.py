@@ -64,7 +64,7 @@ class TorchBackend:
         self._windows = windows
         self._pages = [layer.flatten(1) for layer in pool.layers]
         layer = pool.layers[0]
-        self._device, self._dtype = layer.device, layer.dtype
+        self._device, self._dtype = layer.device, pool.dtype
         self._buffer = layer.new_empty(0)
         self._groups: list[_Group] = []
         self._grouped_rows: Tensor | None = None
@@ -84,7 +84,8 @@ class TorchBackend:
             for gather in plans[windows[layer]]:
                 torch.index_select(pages[layer], 0, gather.pages, out=gather.target)
                 rows = query if gather.order is None else query.index_select(0, gather.order)
-                result = _attention(rows, gather.key, gather.value, gather.mask)
+                key, value = gather.key.to(rows.dtype), gather.value.to(rows.dtype)
+                result = _attention(rows, key, value, gather.mask)
                 if gather.order is None:
                     out.copy_(result)
                 else:
@@ -166,11 +167,12 @@ class TorchBackend:
     def plan_prefill(self, step: StepMetadata) -> Part:
         windows, pages, pool = self._windows, self._pages, self._pool
         page_size, kv_heads = pool.page_size, pool.kv_heads
-        # Of chunks that continue a row: the pages from the first token that the window leaves in sight.
+        # The pages from the first token that the window leaves in sight. A chunk that begins a row needs none,
+        # unless the pool rounds: it reads its own keys and values rounded, as those that share its pages will.
         gathers: list[dict[int | None, tuple[int, Tensor]]] = []
         for row, start, length in step.chunks:
             gathers.append({})
-            for window in set(windows) if start else ():
+            for window in set(windows) if start or pool.rounds else ():
                 first = 0 if window is None else max(0, start - window + 1) // page_size
                 last = -(-(start + length) // page_size)
                 gathers[-1][window] = first * page_size, step.block_table[row, first:last]
@@ -181,10 +183,10 @@ class TorchBackend:
             window, begin = windows[layer], 0
             for chunk, gathered in zip(step.chunks, gathers, strict=True):
                 end = begin + chunk.length
-                if chunk.start:
+                if gathered:
                     first, numbers = gathered[window]
                     tokens = pages[layer].index_select(0, numbers).view(-1, 2, kv_heads, pool.head_dim)
-                    keys, values = tokens.unbind(1)
+                    keys, values = tokens.to(query.dtype).unbind(1)
                 else:
                     first, keys, values = 0, key[begin:end], value[begin:end]
                 _attend_chunk(query[begin:end], keys, values, out[begin:end], chunk, first, window, masks[window])

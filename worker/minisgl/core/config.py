@@ -9,6 +9,8 @@ import msgspec
 Device = Literal["cpu", "cuda"]
 DType = Literal["float32", "bfloat16", "float16"]
 CacheType = Literal["radix", "naive"]
+Quantization = Literal["none", "fp8"]
+KVCacheDType = Literal["auto", "fp8"]
 
 
 class Addresses(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A local Hugging Face directory."""
     device: Device = "cpu"
     dtype: DType = "float32"
+    quantization: Quantization = "none"
+    """fp8: the linear layers' weights are rounded to 8 bits as they are read, and their inputs in every step."""
+    kv_cache_dtype: KVCacheDType = "auto"
+    """fp8: keys and values are kept in 8 bits, without a scale. auto: in `dtype`."""
     attention: tuple[str, str] = ("auto", "auto")
     """Backend for prefill, backend for decode; auto: the fastest that works."""
     page_size: int = 16

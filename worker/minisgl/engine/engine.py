@@ -17,6 +17,7 @@ from minisgl.core.config import EngineConfig, EngineLimits
 from minisgl.core.sampling import SamplingParams
 from minisgl.distributed import Communicator, connect
 from minisgl.engine.cuda_stream import CudaStream
+from minisgl.engine.fp8 import check_fp8
 from minisgl.engine.graphs import DecodeGraphs
 from minisgl.engine.memory import count_pages, free_bytes
 from minisgl.engine.rows import Choice, Rows
@@ -45,9 +46,10 @@ class Engine:
         device = torch.device("cuda", config.tp_rank) if config.device == "cuda" else torch.device("cpu")
         dtype: torch.dtype = getattr(torch, config.dtype)
         group = model.num_heads // model.num_kv_heads
-        backends = choose_attention(
-            config.attention, Setting(device, dtype, config.page_size, model.head_dim, group)
-        )
+        check_fp8(config, model)
+        rounds = config.kv_cache_dtype == "fp8"
+        setting = Setting(device, dtype, config.page_size, model.head_dim, group, rounds)
+        backends = choose_attention(config.attention, setting)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
@@ -57,7 +59,13 @@ class Engine:
             self._comm = connect(config.tp_rank, config.tp_size, config.rendezvous, device)
         with self._phase("weights"):
             self._model = load_model(
-                model, Path(config.model_path), self._comm, device=device, dtype=dtype, dummy=config.dummy_weight
+                model,
+                Path(config.model_path),
+                self._comm,
+                device=device,
+                dtype=dtype,
+                dummy=config.dummy_weight,
+                quantization=config.quantization,
             )
         with self._phase("kv_pool"):
             pool = _create_pool(config, model, self._comm, device, dtype, longest, free_before)
@@ -76,7 +84,8 @@ class Engine:
             device=device,
             padding_page=num_pages,
         )
-        self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
+        with self._phase("attention"):
+            self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
         self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
         self._graphs: DecodeGraphs | None = None
         with self._phase("warmup"):
@@ -172,8 +181,9 @@ def _create_pool(
     free_before: int,
 ) -> KVPool:
     """This rank's pool, of as many pages as the rank with the least memory can hold, and one of padding."""
+    stored = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     kv_heads = max(1, model.num_kv_heads // config.tp_size)
-    size = page_bytes(model.num_layers, config.page_size, kv_heads, model.head_dim, dtype)
+    size = page_bytes(model.num_layers, config.page_size, kv_heads, model.head_dim, stored)
     own = count_pages(config, device, page_bytes=size, max_seq_len=max_seq_len, free_before=free_before)
     num_pages = int(comm.all_gather(torch.tensor([own], device=device)).min())
     if num_pages * config.page_size < 2:
@@ -189,4 +199,5 @@ def _create_pool(
         head_dim=model.head_dim,
         dtype=dtype,
         device=device,
+        stored=stored,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def kernels_for(x: Tensor, room: Literal["layers", "step", "gemv"] = "layers") -> Any:
+def kernels_for(x: Tensor, room: str = "layers") -> Any:
     """The module ``minisgl.kernel.<room>`` when `x` is on a CUDA device; None elsewhere: use the torch reference.
 
     Imported at the first use: Triton comes with CUDA builds of torch only.

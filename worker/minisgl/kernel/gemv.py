@@ -1,7 +1,9 @@
-"""One token through a linear layer: the weights are read once, and nothing else takes time.
+"""One token through a linear layer, with what comes before and after it: every weight is read once.
 
-cuBLAS is made for many rows, and with one comes to a third of the memory's bandwidth. The reference is
-`torch.nn.functional.linear`.
+With one token a layer takes as long as reading its weights, and cuBLAS, made for many rows, comes to a third of
+the memory's bandwidth. Kernels for the small operators around it would take about as long again: so the
+normalization before it is part of it, and so is what follows, SiLU·mul or the sum with the residual stream. The
+references are `torch.nn.functional.linear`, `minisgl.layers.norm` and `minisgl.layers.mlp`.
 """
 
 from __future__ import annotations
@@ -10,47 +12,105 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minisgl.kernel.launch import begin, early
+from minisgl.kernel.launch import early, let_next_start, wait_for_earlier
 
-ROWS = 2
-"""Output features of one program."""
-COLUMNS = 1024
-"""Input features that a program reads at once."""
 MOST_ROWS = 65_536
 """Output features beyond which cuBLAS is as fast: a vocabulary's."""
 
 
-def gemv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [1, in], weight [out, in] contiguous, bias [out] or None -> [1, out]."""
-    out_features, in_features = weight.shape
-    out = x.new_empty((1, out_features))
-    block = min(COLUMNS, triton.next_power_of_2(in_features))
-    _gemv[(triton.cdiv(out_features, ROWS),)](
-        x, weight, weight if bias is None else bias, out, out_features, in_features, bias is not None, ROWS, block,
-        early(), num_warps=4 if out_features <= 1024 else 2, launch_pdl=early(),
+def gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scale: Tensor | None = None,
+    norm: tuple[Tensor, float] | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [1, in], weight [out, in] contiguous, bias [out] -> [1, out].
+
+    `scale`: float32 [out], of a weight in FP8; the input is not rounded, as reading weights is what takes time.
+    `norm`: weight [in] and epsilon of an RMSNorm of x. `gated`: ``silu(first half) * second half`` of the result,
+    [1, out / 2]; not with a bias. `residual` [1, out]: the result is added to it in place, and it is returned.
+    """
+    in_features = x.shape[1]
+    features = weight.shape[0] // 2 if gated else weight.shape[0]
+    out = x.new_empty((1, features)) if residual is None else residual
+    rows, block, warps = _tile(features, in_features, gated)
+    norm_weight, eps = norm or (x, 0.0)
+    _gemv[(triton.cdiv(features, rows),)](
+        x, weight, weight if bias is None else bias, x if scale is None else scale, norm_weight, out, features,
+        eps, in_features, scale is not None, norm is not None, bias is not None, gated, residual is not None,
+        rows, block, early(), num_warps=warps, launch_pdl=early(),
     )  # fmt: skip
     return out
 
 
+def _tile(features: int, in_features: int, gated: bool) -> tuple[int, int, int]:
+    """Output features of a program, input features that it reads at once, and warps: the fastest on an H200."""
+    if features <= 2048:
+        block = min(triton.next_power_of_2(in_features), 4096)
+        return 2, block, max(block // 512, 1)
+    if gated:
+        return 2, 1024, 2
+    return (4, 512, 2) if in_features <= 8192 else (4, 1024, 4)
+
+
 @triton.jit
 def _gemv(
-    x, weight, bias, out, out_features, in_features: tl.constexpr, has_bias: tl.constexpr, rows: tl.constexpr,
+    x, weight, bias, scales, norm, out, features, eps, in_features: tl.constexpr, scaled: tl.constexpr,
+    normalize: tl.constexpr, has_bias: tl.constexpr, gated: tl.constexpr, add: tl.constexpr, rows: tl.constexpr,
     block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * rows + tl.arange(0, rows)
-    there = row < out_features
-    start = weight + row.to(tl.int64)[:, None] * in_features
+    let_next_start(early)
+    feature = tl.program_id(0) * rows + tl.arange(0, rows)
+    there = feature < features
+    gate_row = weight + tl.where(there, feature, 0).to(tl.int64)[:, None] * in_features
+    up_row = gate_row + features.to(tl.int64) * in_features
     column = tl.arange(0, block)
     inside = column < in_features
-    weights = tl.load(start + column[None, :], there[:, None] & inside[None, :], 0.0)  # no kernel writes them
-    begin(early)
-    total = weights.to(tl.float32) * tl.load(x + column, inside, 0.0).to(tl.float32)[None, :]
+    gate_weights = tl.load(gate_row + column[None, :], inside[None, :], 0.0)  # no kernel writes weights
+    up_weights = gate_weights
+    if gated:
+        up_weights = tl.load(up_row + column[None, :], inside[None, :], 0.0)
+    wait_for_earlier(early)
+    values = tl.load(x + column, inside, 0.0).to(tl.float32)
+    squares = values * values
+    if normalize:
+        values *= tl.load(norm + column, inside, 0.0).to(tl.float32)
+    gate = gate_weights.to(tl.float32) * values[None, :]
+    up = gate
+    if gated:
+        up = up_weights.to(tl.float32) * values[None, :]
     for first in tl.range(block, in_features, block, loop_unroll_factor=4):
-        column = first + tl.arange(0, block)
-        inside = column < in_features
-        weights = tl.load(start + column[None, :], there[:, None] & inside[None, :], 0.0)
-        total += weights.to(tl.float32) * tl.load(x + column, inside, 0.0).to(tl.float32)[None, :]
-    result = tl.sum(total, axis=1)
+        at = first + column
+        inside = at < in_features
+        gate_weights = tl.load(gate_row + at[None, :], inside[None, :], 0.0)
+        values = tl.load(x + at, inside, 0.0).to(tl.float32)
+        squares += values * values
+        if normalize:
+            values *= tl.load(norm + at, inside, 0.0).to(tl.float32)
+        gate += gate_weights.to(tl.float32) * values[None, :]
+        if gated:
+            up_weights = tl.load(up_row + at[None, :], inside[None, :], 0.0)
+            up += up_weights.to(tl.float32) * values[None, :]
+    kind: tl.constexpr = out.dtype.element_ty
+    norm_scale = 1.0
+    if normalize:  # the same for all features, so it comes last
+        norm_scale = tl.rsqrt(tl.sum(squares) / in_features + eps)
+    result = tl.sum(gate, axis=1) * norm_scale
+    if scaled:
+        result *= tl.load(scales + feature, there, 0.0)
     if has_bias:
-        result += tl.load(bias + row, there, 0.0).to(tl.float32)
-    tl.store(out + row, result.to(out.dtype.element_ty), there)
+        result += tl.load(bias + feature, there, 0.0).to(tl.float32)
+    if gated:
+        result = result.to(kind).to(tl.float32)
+        result = (result * tl.sigmoid(result)).to(kind).to(tl.float32)
+        up_result = tl.sum(up, axis=1) * norm_scale
+        if scaled:
+            up_result *= tl.load(scales + features + feature, there, 0.0)
+        result *= up_result.to(kind).to(tl.float32)
+    if add:
+        result = result.to(kind).to(tl.float32) + tl.load(out + feature, there, 0.0).to(tl.float32)
+    tl.store(out + feature, result.to(kind), there)

@@ -21,11 +21,25 @@ def early() -> bool:
 
 
 @triton.jit
-def begin(early: tl.constexpr):
-    """Let the next kernel start, then wait until all that earlier kernels wrote can be read.
-
-    Every kernel calls it, also one that needs nothing of the kernel before: the next one relies on it.
-    """
+def let_next_start(early: tl.constexpr):
+    """Let the next kernel start. Every kernel calls it and `wait_for_earlier`: the next one relies on both."""
     if early:
         gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_earlier(early: tl.constexpr):
+    """Wait until all that earlier kernels wrote can be read.
+
+    Before it only weights may be read, and what was written before the newest kernel that is not ours: one of a
+    library starts when all before it have ended, and ours start when it has.
+    """
+    if early:
         gdc_wait()
+
+
+@triton.jit
+def begin(early: tl.constexpr):
+    """Both, for a kernel that has nothing to read before."""
+    let_next_start(early)
+    wait_for_earlier(early)

@@ -69,7 +69,8 @@ def rotate_and_store(
 
     heads [T, heads + 2 kv_heads, head_dim], contiguous: queries, keys, values; norms: weights [head_dim] of query
     and key heads, and epsilon; rotation float32 [T, 2, head_dim] from `Rotary.at`; cache [slots, 2, kv_heads,
-    head_dim]; slots int64 [T] -> query [T, heads, head_dim], and key and value [T, kv_heads, head_dim].
+    head_dim], of their type or FP8 (E4M3); slots int64 [T] -> query [T, heads, head_dim], and key and value
+    [T, kv_heads, head_dim].
     """
     tokens, every, head_dim = heads.shape
     query_heads = every - 2 * kv_heads
@@ -119,7 +120,15 @@ def _rotate_and_store(
     tl.store(key + (token * kv_heads + head - query_heads) * head_dim + column, turned, mask & is_key)
     # A slot is [2, kv_heads, head_dim]: its heads follow each other as they do here after the queries.
     place = cache + tl.load(slots + token) * slot_stride + (head - query_heads) * head_dim + column
-    tl.store(place, tl.where(is_value, original, turned), mask & (head >= query_heads))
+    tl.store(place, as_stored(tl.where(is_value, original, turned), cache), mask & (head >= query_heads))
+
+
+@triton.jit
+def as_stored(values, cache):
+    """`values` in the type that `cache` points to."""
+    if cache.dtype.element_ty == tl.float8e4nv:
+        values = tl.clamp(values.to(tl.float32), -448.0, 448.0)  # its largest numbers
+    return values.to(cache.dtype.element_ty)
 
 
 def _warps(block: int) -> int:

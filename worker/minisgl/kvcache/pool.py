@@ -28,17 +28,23 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
-        """Raises `UserError` when the device has not the memory."""
+        """`dtype`: of the keys and values that layers make and attend to. `stored`: what they are rounded to in
+        the pool, if not the same. Raises `UserError` when the device has not the memory.
+        """
+        self.dtype = dtype
+        stored = stored or dtype
+        self.rounds = stored != dtype
         self.num_pages = num_pages
         self.page_size = page_size
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         shape = (num_layers, num_pages, page_size, 2, kv_heads, head_dim)
         try:
-            data = _zeros(shape, dtype, device)
+            data = _zeros(shape, stored, device)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            size = num_pages * page_bytes(num_layers, page_size, kv_heads, head_dim, dtype)
+            size = num_pages * page_bytes(num_layers, page_size, kv_heads, head_dim, stored)
             raise UserError(
                 f"--num-pages: the KV pool of {num_pages} pages takes {size / 2**30:.2f} GiB, "
                 f"which {device} does not have free"

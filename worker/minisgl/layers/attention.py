@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minisgl.attention.base import Attend, Target
+from minisgl.attention.base import Attend, Norms, Target
 from minisgl.distributed import Communicator
 from minisgl.kernel import kernels_for
 from minisgl.layers.linear import ColumnLinear, RowLinear
@@ -47,17 +47,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """`rotation`: `Rotary.at` of the tokens' positions."""
-        heads = self.qkv(x).view(len(x), -1, self.head_dim)
-        query, key, value = self._rotate_and_store(heads, rotation, attend.target(self.layer))
-        return self.output(attend(self.layer, query, key, value).flatten(1))  # type: ignore[no-any-return]
+        return self.output(self.mix(self.qkv(x), rotation, attend))  # type: ignore[no-any-return]
 
-    def _rotate_and_store(self, heads: Tensor, rotation: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
+    def mix(self, projected: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """Between the projections: [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]."""
+        heads = projected.view(len(projected), -1, self.head_dim)
+        norms = None
+        if self.query_norm is not None and self.key_norm is not None:
+            norms = self.query_norm.weight, self.key_norm.weight, self.query_norm.eps
+        mixed = attend.whole(self.layer, heads, norms, rotation)
+        if mixed is None:
+            query, key, value = self._rotate_and_store(heads, norms, rotation, attend.target(self.layer))
+            mixed = attend(self.layer, query, key, value)
+        return mixed.flatten(1)
+
+    def _rotate_and_store(
+        self, heads: Tensor, norms: Norms | None, rotation: Tensor, target: Target
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """heads [T, heads + 2 kv_heads, head_dim] -> query, key, value, the last two stored."""
         kernels = kernels_for(heads)
         if kernels is not None:
-            norms = None
-            if self.query_norm is not None and self.key_norm is not None:
-                norms = self.query_norm.weight, self.key_norm.weight, self.query_norm.eps
             return kernels.rotate_and_store(  # type: ignore[no-any-return]
                 heads, self.kv_heads, norms, rotation, target.cache, target.slots
             )

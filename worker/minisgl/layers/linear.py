@@ -8,56 +8,93 @@ import torch
 from torch import Tensor, nn
 
 from minisgl.distributed import Communicator
+from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
+from minisgl.layers.norm import RMSNorm
+from minisgl.layers.quantized import FP8, MULTIPLE
 from minisgl.layers.weights import Piece, Span, parameter
+from minisgl.utils.errors import UserError
 
 
-class ColumnLinear(nn.Module):
+class Linear(nn.Module):
+    """One rank's weight [out, in], and what it takes to hold it in FP8."""
+
+    weight: nn.Parameter
+    scale: Tensor | None
+    """float32 [out], of a weight in FP8."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self.register_buffer("scale", None)
+
+    def one_token(
+        self, x: Tensor, *, norm: RMSNorm | None = None, gated: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """The layer of one token on one CUDA device, with what is around it: `minisgl.kernel.gemv`."""
+        before = None if norm is None else (norm.weight, norm.eps)
+        return kernels_for(x, "gemv").gemv(  # type: ignore[no-any-return]
+            x, self.weight, self.bias, scale=self.scale, norm=before, gated=gated, residual=residual
+        )
+
+    def to_fp8(self) -> None:
+        """Hold the weight in FP8, which is not read yet. Raises `UserError` when no kernel takes its shape."""
+        if self.weight.shape[0] % MULTIPLE or self.weight.shape[1] % MULTIPLE:
+            raise UserError(
+                f"--quantization fp8: a linear layer of this model has {self.weight.shape[1]} features in and "
+                f"{self.weight.shape[0]} out on each rank; allowed: multiples of {MULTIPLE}"
+            )
+        self.weight = parameter(*self.weight.shape, dtype=FP8)
+        self.scale = torch.empty(len(self.weight), dtype=torch.float32)
+
+    def pack(self) -> None:
+        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+
+
+class ColumnLinear(Linear):
     """Several projections of one input, fused: this rank's part of each one's output features, side by side.
 
     x [T, in] -> [T, sum of the spans' sizes].
     """
 
     def __init__(self, in_features: int, spans: Sequence[Span], *, bias: bool, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.spans = tuple(spans)
-        self.sizes = [span.size for span in spans]
-        self.weight = parameter(sum(self.sizes), in_features, dtype=dtype)
-        self.bias = parameter(sum(self.sizes), dtype=dtype) if bias else None
+        sizes = [span.size for span in spans]
+        features = sum(sizes)
+        super().__init__(
+            parameter(features, in_features, dtype=dtype), parameter(features, dtype=dtype) if bias else None
+        )
+        self.spans, self.sizes = tuple(spans), sizes
 
     def forward(self, x: Tensor) -> Tensor:
-        return matmul(x, self.weight, self.bias)
+        return matmul(x, self.weight, self.bias, self.scale)
 
     def pieces(self, *names: str) -> Iterator[Piece]:
         """`names`: of the projections in the checkpoint."""
-        for suffix, fused in (("weight", self.weight), ("bias", self.bias)):
+        for suffix, fused, scale in (("weight", self.weight, self.scale), ("bias", self.bias, None)):
             if fused is not None:
-                for name, span, target in zip(names, self.spans, torch.split(fused, self.sizes), strict=True):
+                scales = [None] * len(names) if scale is None else torch.split(scale, self.sizes)
+                targets = torch.split(fused, self.sizes)
+                for name, span, target, part in zip(names, self.spans, targets, scales, strict=True):
                     shape = (span.total, *fused.shape[1:])
-                    yield Piece(f"{name}.{suffix}", shape, (span.slice,), target)
-
-    def pack(self) -> None:
-        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+                    yield Piece(f"{name}.{suffix}", shape, (span.slice,), target, part)
 
 
-class RowLinear(nn.Module):
+class RowLinear(Linear):
     """A projection whose input features are split: each rank's partial sums are added up.
 
     x [T, span's size] -> [T, out], the same on every rank.
     """
 
     def __init__(self, span: Span, out_features: int, comm: Communicator, *, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(parameter(out_features, span.size, dtype=dtype))
         self.span = span
         self.comm = comm
-        self.weight = parameter(out_features, span.size, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.comm.all_reduce(matmul(x, self.weight))
+        return self.comm.all_reduce(matmul(x, self.weight, scale=self.scale))
 
     def pieces(self, name: str) -> Iterator[Piece]:
         shape = (self.weight.shape[0], self.span.total)
-        yield Piece(f"{name}.weight", shape, (slice(None), self.span.slice), self.weight)
-
-    def pack(self) -> None:
-        self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
+        yield Piece(f"{name}.weight", shape, (slice(None), self.span.slice), self.weight, self.scale)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.kernel import kernels_for
+from minisgl.layers.quantized import matmul_fp8
 
 BATCH_HINT = 16
 """Rows that oneDNN chooses the layout for; it serves every other number of rows as well."""
@@ -28,8 +29,13 @@ def pack(weight: Tensor) -> Tensor:
     return weight
 
 
-def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x W^T + b``: x [T, in], weight [out, in] (plain or from `pack`), bias [out] -> [T, out]."""
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """``x W^T + b``: x [T, in], weight [out, in] (plain or from `pack`), bias [out] -> [T, out].
+
+    `scale` [out]: of a weight in FP8, from `quantized.round_rows`.
+    """
+    if scale is not None:
+        return matmul_fp8(x, weight, scale, bias)
     if weight.is_mkldnn:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y

@@ -36,6 +36,8 @@ class Piece(NamedTuple):
     """This rank's part of it; a dimension left out is taken whole."""
     target: Tensor
     """A contiguous view into a parameter; the views of one parameter tile it."""
+    scale: Tensor | None = None
+    """float32 [rows] of a matrix in FP8: ``target * scale`` is what the checkpoint holds, rounded."""
 
 
 def split(total: int, comm: Communicator) -> Span:

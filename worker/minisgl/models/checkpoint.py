@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from minisgl.models.config import ModelConfig
 from minisgl.models.fields import Fields, ModelError
@@ -82,8 +82,19 @@ def weight_files(path: Path) -> dict[Path, list[str]]:
     return files
 
 
-def read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a safetensors file, whose length is checked against its header.
+class Entry(NamedTuple):
+    """What a safetensors file says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """In the format's own words, such as ``BF16``."""
+    start: int
+    """Its first byte in the file, and how many there are."""
+    size: int
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """What every tensor in a safetensors file is, after the file's length is checked against its header.
 
     A file is 8 bytes of header length (little-endian), the header in JSON, then the tensors' bytes.
     """
@@ -100,15 +111,17 @@ def read_header(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        shapes = {name: _shape(entry["shape"]) for name, entry in entries.items()}
+        found = {name: _entry(8 + length, entry) for name, entry in entries.items()}
         expected = 8 + length + int(end)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise ModelError(f"{file}: {size} bytes that are not safetensors, or cut within the header") from None
     if size != expected:
         state = "cut short" if size < expected else "too long"
         raise ModelError(f"{file}: {state}: {size} bytes, but its header says {expected}")
-    return shapes
+    return found
 
 
-def _shape(dimensions: Iterable[object]) -> tuple[int, ...]:
-    return tuple(int(str(dimension)) for dimension in dimensions)
+def _entry(base: int, entry: dict[str, Any]) -> Entry:
+    start, stop = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(str(dimension)) for dimension in entry["shape"])
+    return Entry(shape, str(entry["dtype"]), base + start, stop - start)

@@ -9,7 +9,7 @@ from minisgl.attention.base import Attend
 from minisgl.distributed import Communicator
 from minisgl.layers.attention import Attention
 from minisgl.layers.embedding import VocabEmbedding, VocabHead
-from minisgl.layers.linear import ColumnLinear, RowLinear
+from minisgl.layers.linear import Linear
 from minisgl.layers.mlp import GatedMLP
 from minisgl.layers.moe import MoE
 from minisgl.layers.norm import RMSNorm
@@ -54,6 +54,17 @@ class DecoderLayer(nn.Module):
         x = self.attention(self.attention_norm.add(x, residual), rotation, attend)
         return self.mlp(self.mlp_norm.add(x, residual))  # type: ignore[no-any-return]
 
+    def one_token(self, stream: Tensor, rotation: Tensor, attend: Attend) -> None:
+        """The same for one token on CUDA, with a kernel for each matrix: adds to `stream` [1, hidden] in place."""
+        attention = self.attention
+        projected = attention.qkv.one_token(stream, norm=self.attention_norm)
+        attention.output.one_token(attention.mix(projected, rotation, attend), residual=stream)
+        if isinstance(self.mlp, GatedMLP):
+            hidden = self.mlp.gate_up.one_token(stream, norm=self.mlp_norm, gated=True)
+            self.mlp.down.one_token(hidden, residual=stream)
+        else:
+            stream += self.mlp(self.mlp_norm(stream))
+
 
 class Transformer(nn.Module):
     """One rank's part of a model. Its weights come from `loader.load_model`.
@@ -77,6 +88,11 @@ class Transformer(nn.Module):
         """tokens and positions int64 [T] -> normalized hidden states [T, hidden]. Call in inference mode."""
         rotation = self.rotary.at(positions)
         x = self.embedding(tokens)
+        if len(x) == 1 and x.is_cuda and self.embedding.comm.size == 1:
+            for layer in self.layers:
+                assert isinstance(layer, DecoderLayer)
+                layer.one_token(x, rotation, attention)
+            return self.norm(x)  # type: ignore[no-any-return]
         residual = torch.zeros_like(x)
         for layer in self.layers:
             x = layer(x, residual, rotation, attention)
@@ -92,5 +108,5 @@ class Transformer(nn.Module):
         if self.config.tie_embeddings:
             self.head.tie(self.embedding)
         for module in self.modules():
-            if isinstance(module, ColumnLinear | RowLinear | MoE | VocabHead):
+            if isinstance(module, Linear | MoE | VocabHead):
                 module.pack()

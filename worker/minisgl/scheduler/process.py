@@ -20,7 +20,8 @@ logger = logging.getLogger("minisgl.scheduler")
 
 def main(process: str, config: SchedulerProcessConfig) -> None:
     """Build the engine, then schedule until the launcher ends the process, or rank 0 says stop."""
-    phases = {"imports": seconds_since_process_start()}
+    age = seconds_since_start()
+    phases = {"launch": max(seconds_since_start(os.getppid()) - age, 0.0), "imports": age}
     model = ModelConfig.load(Path(config.engine.model_path))
     engine = Engine(config.engine, model)
     phases |= engine.phases
@@ -44,10 +45,10 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     engine.close()
 
 
-def seconds_since_process_start() -> float:
-    """Age of this process: mostly the time that its imports took. Linux only; 0 elsewhere."""
+def seconds_since_start(process: int | str = "self") -> float:
+    """Age of a process. Linux only; 0 elsewhere."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
     started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), "starttime"

@@ -10,12 +10,21 @@ from typing import cast
 
 import msgspec
 
-from minisgl.core.config import CacheType, Device, DType, EngineConfig, SchedulerConfig
+from minisgl.core.config import (
+    CacheType,
+    Device,
+    DType,
+    EngineConfig,
+    KVCacheDType,
+    Quantization,
+    SchedulerConfig,
+)
 from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
 from minisgl.server.parser import ENGINE, NO_OVERLAP, SERVER, build_parser
 from minisgl.utils.errors import UserError
+from minisgl.utils.kernel_cache import KERNEL_CACHE
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     num_tokenizers: int
     log_level: str
     shell: bool
+    kernel_cache: str | None
 
     def worker(
         self, path: Path, *, checkpoint_dtype: DType, max_position: int, sampling: SamplingParams
@@ -67,6 +77,8 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
         engine=EngineConfig(
             model_path="",
             device=_device(given.device, given.tp),
+            quantization=cast(Quantization, given.quantization),
+            kv_cache_dtype=cast(KVCacheDType, given.kv_cache_dtype),
             attention=given.attn,
             page_size=given.page_size,
             num_pages=given.num_pages,
@@ -95,6 +107,7 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
         num_tokenizers=given.num_tokenizer,
         log_level=given.log_level or ("warning" if given.shell else "info"),
         shell=given.shell,
+        kernel_cache=given.kernel_cache or environ.get(KERNEL_CACHE) or None,
     )
 
 

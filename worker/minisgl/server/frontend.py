@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from typing import Any, NamedTuple
 
 import msgspec
@@ -68,6 +69,8 @@ class Frontend:
         ]
         self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
         self._announced = False
+        self._loaded: tuple[float, dict[str, float]] = (0.0, {})
+        """When the scheduler was ready, and the seconds of each phase of its start."""
         self._next_uid = 0
         self._in_flight: dict[int, tuple[Generation, Choice]] = {}
         self._open: set[Generation] = set()
@@ -159,7 +162,7 @@ class Frontend:
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
-                self._metrics.started(message.phases)
+                self._loaded = (time.monotonic(), message.phases)
                 self._hear(message)
             case Heartbeat():
                 self._hear(message)
@@ -168,7 +171,10 @@ class Frontend:
         self.readiness.heard(message)
         if not self._announced and self.readiness.trouble() is None:
             self._announced = True
-            logger.info("ready to serve")
+            ready_at, phases = self._loaded
+            phases = {**phases, "tokenizers": time.monotonic() - ready_at}
+            self._metrics.started(phases)
+            logger.info("ready to serve after %.2f s", sum(phases.values()))
 
     def _step(self, step: StepText) -> None:
         columns = zip(

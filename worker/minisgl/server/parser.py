@@ -11,6 +11,7 @@ import minisgl
 from minisgl.core.config import EngineConfig, SchedulerConfig
 from minisgl.server.config import ServerConfig
 from minisgl.utils.errors import UserError
+from minisgl.utils.kernel_cache import KERNEL_CACHE
 
 ATTENTION_BACKENDS = ("auto", "torch", "flashinfer", "flash_attn")
 ATTENTION_SHORT = {"fi": "flashinfer", "fa": "flash_attn"}
@@ -66,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--served-model-name", _text, None, "NAME", "name in the API", "the id, or the directory's name")
     dtypes = ("auto", "float32", "bfloat16", "float16")
     add.choice("--dtype", dtypes, "auto", "numbers; auto is float32 on a CPU, the checkpoint's on a GPU")
+    weights = "fp8 rounds the weights of the linear layers to 8 bits as they are read"
+    add.choice("--quantization", ("none", "fp8"), ENGINE.quantization, weights)
     add.flag("--dummy-weight", "random weights instead of the checkpoint's: same speed, meaningless text")
 
     add = _Group(parser, "server")
@@ -93,7 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
     graphs = "most requests of a decode step that runs as a CUDA graph, 0 for none"
     add("--cuda-graph-max-batch", _integer(0, 65536), ENGINE.cuda_graph_max_batch, "N", graphs)
+    kernels = f"where compiled kernels are kept, or {KERNEL_CACHE}; `python -m minisgl.kernel build` fills it"
+    add("--kernel-cache", _text, None, "DIR", kernels, "the libraries' own places")
     add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
+    kept = "how the KV pool keeps numbers; auto is as --dtype says, fp8 in 8 bits"
+    add.choice("--kv-cache-dtype", ("auto", "fp8"), ENGINE.kv_cache_dtype, kept)
     add("--page-size", _integer(1, 1024), ENGINE.page_size, "TOKENS", "tokens of one page of the KV pool")
     add("--num-pages", _integer(1), None, "N", "pages of the KV pool", "what --memory-ratio allows")
     share = "share of the free memory for model and KV pool, above 0 and at most 1"
