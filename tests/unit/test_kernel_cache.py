@@ -14,7 +14,7 @@ from minisgl.utils.kernel_cache import use_kernel_cache
 from support.tiny_models import make_tiny_model
 
 
-def test_both_libraries_are_pointed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_libraries_are_pointed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environ = {"TRITON_CACHE_DIR": "/elsewhere"}
     assert use_kernel_cache("a/b", environ) == tmp_path / "a" / "b"
@@ -22,6 +22,7 @@ def test_both_libraries_are_pointed_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert environ == {
         "TRITON_CACHE_DIR": f"{tmp_path}/a/b/triton",
         "FLASHINFER_WORKSPACE_BASE": f"{tmp_path}/a/b",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": f"{tmp_path}/a/b/flash_attn",
     }
 
 

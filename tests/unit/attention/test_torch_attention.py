@@ -249,7 +249,8 @@ def test_groups_follow_the_rows_as_they_grow_and_change() -> None:
 @pytest.mark.parametrize("names", [("torch", "fast"), ("fast", "torch")])
 def test_an_unknown_backend_is_refused_by_name(names: tuple[str, str]) -> None:
     with pytest.raises(
-        UserError, match="--attn fast: this backend is not available; allowed: auto, flashinfer, triton, torch"
+        UserError,
+        match="--attn fast: this backend is not available; allowed: auto, flashinfer, flash_attn, triton, torch",
     ):
         choose_attention(names, SETTING)
 
@@ -281,15 +282,47 @@ def test_flashinfer_is_refused_in_one_line_where_it_cannot_run(
     setting: Setting, installed: bool, words: str, instead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "find_spec", lambda _: object() if installed else None)
+    monkeypatch.setattr(registry, "distributions", lambda name: [])  # noqa: ARG005
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     with pytest.raises(UserError, match=f"^--attn flashinfer: cannot be used for .*{words}; --attn torch works$"):
         choose_attention(("flashinfer", "flashinfer"), setting)
     assert choose_attention(("torch", "auto"), setting) == ("torch", instead)
 
 
+@pytest.mark.parametrize(
+    ("setting", "installed", "capability", "words"),
+    [
+        (SETTING, True, 9, "it needs a CUDA device"),
+        (
+            SETTING._replace(device=CUDA),
+            False,
+            9,
+            "the package flash-attn-4 is not installed \\(pip install .*\\)",
+        ),
+        (SETTING._replace(device=CUDA), True, 8, "it needs a GPU of the Hopper generation"),
+        (SETTING._replace(device=CUDA, dtype=torch.float32), True, 9, "it needs float16 or bfloat16, not float32"),
+        (SETTING._replace(device=CUDA, rounds=True), True, 9, "it does not read --kv-cache-dtype fp8"),
+        (SETTING._replace(device=CUDA, head_dim=80), True, 9, "it needs heads of 64 or 128 dimensions, not 80"),
+    ],
+)
+def test_flash_attn_is_refused_in_one_line_where_it_cannot_run(
+    setting: Setting, installed: bool, capability: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "distributions", lambda name: [name] if installed else [])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
+    for phase, names in (("prefill", ("flash_attn", "torch")), ("decode", ("torch", "flash_attn"))):
+        message = f"^--attn flash_attn: cannot be used for {phase}: {words}; --attn torch works$"
+        with pytest.raises(UserError, match=message):
+            choose_attention(names, setting)
+    works = SETTING._replace(device=CUDA, page_size=1)
+    if installed and capability == 9:
+        assert choose_attention(("flash_attn", "flash_attn"), works) == ("flash_attn", "flash_attn")
+
+
 def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"flashinfer"}
     monkeypatch.setattr(registry, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(registry, "distributions", lambda name: [name] if name in installed else [])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
@@ -303,5 +336,8 @@ def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeyp
         UserError, match="--attn triton: cannot be used for prefill: it needs heads of 64, 128 or 256"
     ):
         choose_attention(("triton", "auto"), setting._replace(head_dim=80))
+    installed.add("flash-attn-4")
+    assert choose_attention(("auto", "auto"), setting) == ("flash_attn", "flash_attn")
     installed.add("flashinfer_jit_cache")
     assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "flashinfer")
+    assert choose_attention(("auto", "auto"), setting._replace(page_size=1)) == ("flashinfer", "flash_attn")

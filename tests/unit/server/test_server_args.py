@@ -208,6 +208,14 @@ def test_the_known_attention_backends_are_the_engines() -> None:
     assert set(ATTENTION_BACKENDS) == {"auto", *BACKENDS}
 
 
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("fa,fi", ("flash_attn", "flashinfer")), ("fa", ("flash_attn",) * 2), ("torch,fa", ("torch", "flash_attn"))],
+)
+def test_attention_backends_have_short_names(value: str, names: tuple[str, str]) -> None:
+    assert parse("--attn", value).engine.attention == names
+
+
 def test_a_model_must_be_named() -> None:
     with pytest.raises(UserError, match="arguments are required: --model"):
         parse_arguments([], {})

@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import distributions
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -30,18 +31,25 @@ def _torch(pool: KVPool, windows: Windows, _num_heads: int) -> Backend:
     return TorchBackend(pool, windows)
 
 
-def _flashinfer(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
-    module: Any = importlib.import_module("minisgl.attention.flashinfer_backend")  # its library may be missing
-    backend: Backend = module.FlashInferBackend(pool, windows, num_heads)
-    return backend
+def _of_library(module: str, name: str) -> Callable[[KVPool, Windows, int], Backend]:
+    """The backend `name` of a module of this package, whose library may be missing."""
+
+    def create(pool: KVPool, windows: Windows, num_heads: int) -> Backend:
+        backend: Backend = getattr(importlib.import_module(f"minisgl.attention.{module}"), name)(
+            pool, windows, num_heads
+        )
+        return backend
+
+    return create
 
 
 BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {
-    "flashinfer": _flashinfer,
+    "flashinfer": _of_library("flashinfer_backend", "FlashInferBackend"),
+    "flash_attn": _of_library("flash_attn_backend", "FlashAttnBackend"),
     "triton": TritonBackend,
     "torch": _torch,
 }
-"""The fastest first."""
+"""In the order that "auto" prefers them in."""
 
 PHASES = ("prefill", "decode")
 
@@ -55,6 +63,8 @@ class Setting(NamedTuple):
     head_dim: int
     query_heads: int
     """A key-value head's."""
+    rounds: bool = False
+    """Whether the KV pool keeps FP8."""
 
 
 def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str]:
@@ -66,11 +76,11 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
     for phase, name in zip(PHASES, names, strict=True):
         if name not in ("auto", *BACKENDS):
             raise UserError(f"--attn {name}: this backend is not available; allowed: auto, {', '.join(BACKENDS)}")
-        obstacles = {backend: _obstacle(backend, setting, phase) for backend in BACKENDS}
+        obstacles = {backend: OBSTACLES[backend](setting, phase) for backend in BACKENDS}
         if name == "auto":
             name = next(backend for backend in BACKENDS if obstacles[backend] is None)
-            faster = list(BACKENDS)[: list(BACKENDS).index(name)]
-            reason = "; ".join(f"not {backend}: {obstacles[backend]}" for backend in faster) or "the fastest here"
+            before = list(BACKENDS)[: list(BACKENDS).index(name)]
+            reason = "; ".join(f"not {backend}: {obstacles[backend]}" for backend in before) or "the first choice"
             logger.info("attention backend for %s: %s (%s)", phase, name, reason)
         elif obstacles[name] is not None:
             raise UserError(f"--attn {name}: cannot be used for {phase}: {obstacles[name]}; --attn torch works")
@@ -78,35 +88,19 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
     return chosen[0], chosen[1]
 
 
-def _obstacle(backend: str, setting: Setting, phase: str) -> str | None:
-    """Why `backend` cannot be used; None: it can."""
-    match backend:
-        case "flashinfer":
-            return _flashinfer_obstacle(setting, phase)
-        case "triton":
-            return _triton_obstacle(setting)
-    return None
-
-
-def _triton_obstacle(setting: Setting) -> str | None:
+def _gpu_obstacle(setting: Setting) -> str | None:
     if setting.device.type != "cuda":
         return "it needs a CUDA device"
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
     if setting.dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
-    if setting.head_dim not in (64, 128, 256):
-        return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
     return None
 
 
 def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
-    if setting.device.type != "cuda":
-        return "it needs a CUDA device"
+    if (obstacle := _gpu_obstacle(setting)) is not None:
+        return obstacle
     if find_spec("flashinfer") is None:
         return "the package flashinfer-python is not installed"
-    if setting.dtype not in (torch.float16, torch.bfloat16):
-        return f"it needs float16 or bfloat16, not {str(setting.dtype).removeprefix('torch.')}"
     compiler = f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"
     if find_spec("flashinfer_jit_cache") is None and not (shutil.which("nvcc") or shutil.which(compiler)):
         return "its kernels are not built (package flashinfer-jit-cache), and there is no nvcc to build them"
@@ -122,6 +116,40 @@ def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
     return None
 
 
+def _flash_attn_obstacle(setting: Setting, _phase: str) -> str | None:
+    if (obstacle := _gpu_obstacle(setting)) is not None:
+        return obstacle
+    # The older flash-attn has the same top-level module, and importing that loads its CUDA library.
+    if not any(True for _ in distributions(name="flash-attn-4")):
+        return "the package flash-attn-4 is not installed (pip install 'flash-attn-4[cu13]')"
+    if torch.cuda.get_device_capability(setting.device)[0] != 9:
+        return "it needs a GPU of the Hopper generation"
+    if setting.rounds:
+        return "it does not read --kv-cache-dtype fp8"
+    if setting.head_dim not in (64, 128):
+        return f"it needs heads of 64 or 128 dimensions, not {setting.head_dim}"
+    return None
+
+
+def _triton_obstacle(setting: Setting, _phase: str) -> str | None:
+    if (obstacle := _gpu_obstacle(setting)) is not None:
+        return obstacle
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if setting.head_dim not in (64, 128, 256):
+        return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
+    return None
+
+
+OBSTACLES: dict[str, Callable[[Setting, str], str | None]] = {
+    "flashinfer": _flashinfer_obstacle,
+    "flash_attn": _flash_attn_obstacle,
+    "triton": _triton_obstacle,
+    "torch": lambda _setting, _phase: None,
+}
+"""Why a backend cannot be used for a phase; None: it can."""
+
+
 def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num_heads: int) -> PagedAttention:
     """Attention with the backends `names`, for prefill and for decode, from `choose_attention`.
 
@@ -130,6 +158,6 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
     few = FewRows(pool, windows) if names[1] != "torch" else None
     setting = Setting(pool.layers[0].device, pool.dtype, pool.page_size, pool.head_dim, num_heads // pool.kv_heads)
-    captured = "torch" not in names and _triton_obstacle(setting) is None
+    captured = "torch" not in names and _triton_obstacle(setting, "prefill") is None
     chunks = TritonBackend(pool, windows, num_heads) if captured else None
     return PagedAttention(pool, made[names[0]], made[names[1]], few, chunks)

@@ -48,9 +48,9 @@ class Engine:
         dtype: torch.dtype = getattr(torch, config.dtype)
         group = model.num_heads // model.num_kv_heads
         check_fp8(config, model)
-        backends = choose_attention(
-            config.attention, Setting(device, dtype, config.page_size, model.head_dim, group)
-        )
+        rounds = config.kv_cache_dtype == "fp8"
+        setting = Setting(device, dtype, config.page_size, model.head_dim, group, rounds)
+        backends = choose_attention(config.attention, setting)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
@@ -152,7 +152,7 @@ class Engine:
             self._prefill_graphs = PrefillGraphs(*shared)
 
     def _warm_up(self) -> None:
-        """A prefill and a decode: what libraries set up at first use is set up now, and what fails fails now."""
+        """Prefills and a decode: what libraries set up at first use is set up now, and what fails fails now."""
         pages = list(range(-(-2 // self.limits.page_size)))
         prefill = Batch(
             joined=[Join(0, SamplingParams(temperature=0.0), 0)],
@@ -161,6 +161,8 @@ class Engine:
         )
         self.launch(prefill).tokens()
         self.launch(Batch(decode_rows=[0], decode_lengths=[2])).tokens()
+        # To continue a row may be another kernel than to begin one.
+        self.launch(Batch(prefill=[PrefillChunk(0, 1, [0], sample=True)])).tokens()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

@@ -13,7 +13,8 @@ from minisgl.server.config import ServerConfig
 from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import KERNEL_CACHE
 
-ATTENTION_BACKENDS = ("auto", "flashinfer", "triton", "torch")
+ATTENTION_BACKENDS = ("auto", "flashinfer", "flash_attn", "triton", "torch")
+ATTENTION_SHORT = {"fi": "flashinfer", "fa": "flash_attn"}
 NO_OVERLAP = "MINISGL_DISABLE_OVERLAP_SCHEDULING"
 ENGINE, SCHEDULER = EngineConfig(model_path=""), SchedulerConfig()
 SERVER = ServerConfig(served_model_name="")
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.choice("--device", ("auto", "cpu", "cuda"), "auto", "where the model runs; auto is cuda if there is a GPU")
     add("--tp", _integer(1, 64), ENGINE.tp_size, "N", "tensor parallelism: ranks that the model is split over")
     backends = f"attention backend, or one for prefill and one for decode, of {', '.join(ATTENTION_BACKENDS)}"
+    backends += "".join(f"; {short} is {name}" for short, name in ATTENTION_SHORT.items())
     add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
     graphs = "most requests of a decode step that runs as a CUDA graph, 0 for none"
     add("--cuda-graph-max-batch", _integer(0, 65536), ENGINE.cuda_graph_max_batch, "N", graphs)
@@ -140,7 +142,7 @@ def _number(least: float, most: float = 1e6, *, exclusive: bool = False) -> Call
 
 
 def _attention(value: str) -> tuple[str, str]:
-    names = value.split(",")
+    names = [ATTENTION_SHORT.get(name, name) for name in value.split(",")]
     if len(names) > 2 or not set(names) <= set(ATTENTION_BACKENDS):
         allowed = ", ".join(ATTENTION_BACKENDS)
         raise argparse.ArgumentTypeError(f"must be one or two, with a comma, of: {allowed}; not {value!r}")
