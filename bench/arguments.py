@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from bench import report
+from bench.dummy import model_path
 from bench.floors import Ceilings, Floor
 from minisgl.models.config import ModelConfig
 
+MODEL_HELP = "a Hugging Face directory, or dimensions (random weights) such as Qwen3-0.6B"
 KNOWN_GPU = "NVIDIA H200"
 """The one whose ceilings are the defaults."""
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face directory")
+    parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
-    add_out(parser)
+    report.add_out(parser)
     add_ceilings(parser)
-
-
-def add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: a name under bench/results)")
 
 
 def add_ceilings(parser: argparse.ArgumentParser) -> None:

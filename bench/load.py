@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 try:
@@ -153,8 +153,7 @@ class _Exchange(asyncio.Protocol):
         self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
+        cast(asyncio.Transport, transport).write(self._request)  # uvloop's is no subclass
         self._sent = time.monotonic()
 
     def data_received(self, data: bytes) -> None:

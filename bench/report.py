@@ -21,6 +21,10 @@ THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THRE
 RESULTS = Path(__file__).parent / "results"
 
 
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="where the JSON goes (default: under bench/results)")
+
+
 def gpu_name() -> str:
     """The first GPU's, as its driver says; empty without one."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
