@@ -24,12 +24,12 @@ class MiniSGLang:
     """This engine, in this process, all requests at once. Prefixes of earlier runs are not kept."""
 
     def __init__(self, model: str, options: dict[str, Any], temperature: float) -> None:
-        self._temperature = temperature
+        self.temperature = temperature
         self._llm = LLM(model, **({"cache": "naive"} | options))
 
     def run(self, workload: Workload) -> None:
         params = [
-            SamplingParams(max_tokens=length, temperature=self._temperature, ignore_eos=True)
+            SamplingParams(max_tokens=length, temperature=self.temperature, ignore_eos=True)
             for length in workload.output_lengths
         ]
         done = self._llm.generate(workload.prompts, params)

@@ -37,6 +37,11 @@ class Figure:
             return None
         return self.floor / self.value if self.unit in RATES else self.value / self.floor
 
+    @staticmethod
+    def of_json(found: dict[str, Any]) -> Figure:
+        """What `as_json` made."""
+        return Figure(*(found[key] for key in ("name", "text", "value", "unit", "floor", "peers")))
+
     def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

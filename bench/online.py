@@ -119,9 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
 
 
 def main(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> None:
-    shape = Shape(args.prefix, args.question, args.answer, ModelConfig.load(args.model).vocab_size)
-    results = measure(args, shape)
-    report.save(args, "online", results)
+    report.save(args, "online", measure(args, shape_of(args)))
+
+
+def shape_of(args: argparse.Namespace) -> Shape:
+    return Shape(args.prefix, args.question, args.answer, ModelConfig.load(args.model).vocab_size)
 
 
 def measure(args: argparse.Namespace, shape: Shape) -> dict[str, Any]:

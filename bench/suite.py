@@ -1,0 +1,132 @@
+"""`suite`: the standard set, in one table beside the floor and the other engines. What ``make bench`` runs.
+
+On an H200 the set is the one that the other engines were measured with. Without a GPU it is a small one, on the
+small real model, and says something of this processor alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bench import host, online, report, start
+from bench.arguments import add_ceilings, floor_of
+from bench.configurations import configurations
+from bench.dummy import model_path
+from bench.engines import MiniSGLang
+from bench.figures import Figure, print_figures
+from bench.standard import CPU_CASES, GPU_CASES
+from bench.throughput import run_case
+from minisgl.engine.engine import Engine
+from minisgl.models.config import ModelConfig
+from minisgl.utils.errors import UserError
+
+SMALL = Path(".models") / "SmolLM2-135M-Instruct"
+GPU_OPTIONS: dict[str, Any] = {"page_size": 64, "max_seq_len": 4096, "prefill_budget": 16384}
+GPU_SERVER = "--page-size 64 --max-seq-len 4096 --max-prefill-length 16384"
+PARTS = ("start", "online", "cases", "host")
+
+
+def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
+    parser.add_argument("--model", default="", help="a directory or dimensions (default: Qwen3-0.6B)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas, of {', '.join(PARTS)}")
+    parser.add_argument("--dtype", default="", choices=["", "float32", "bfloat16", "float16"])
+    parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
+    parser.add_argument("--server-options", default="", help="more options of python -m minisgl")
+    report.add_out(parser)
+    add_ceilings(parser)
+
+
+def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    unknown = set(args.only.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"--only {','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
+    gpu = report.gpu_name()
+    if not gpu:
+        print(
+            "No GPU here: this measures the processor, with a small model. Figures of one H200 are in README.md."
+        )
+    args.model = _model(args.model, gpu)
+    args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    dummy = not any(args.model.glob("*.safetensors"))
+    options = (
+        {"dtype": args.dtype, "dummy_weight": dummy} | (GPU_OPTIONS if gpu else {}) | json.loads(args.options)
+    )
+    server = f"{GPU_SERVER if gpu else ''} {'--dummy-weight' if dummy else ''} {args.server_options}"
+    figures: list[Figure] = []
+    results: dict[str, Any] = {}
+    # Servers first: what runs in this process keeps its memory on the GPU.
+    if "start" in args.only:
+        results["start"], found = start.measure(args.model, server, args.runs if gpu else 1)
+        figures += found[:2]
+    if "online" in args.only:
+        results["online"] = _online(args.model, server, bool(gpu))
+    if "cases" in args.only:
+        results["cases"], found = _cases(args, options, gpu)
+        figures += found
+    if "host" in args.only:
+        results["host"] = _host(args.model, options, 256 if gpu else 16)
+    if figures:
+        print_figures(f"{args.model.resolve().name} on {gpu or 'a processor'}, {args.dtype}", figures)
+    path = report.save(args, "suite", results | {"figures": [figure.as_json() for figure in figures]})
+    if find_spec("matplotlib") is None:
+        print(
+            "no pictures: matplotlib is not installed (pip install -e '.[bench]'; python -m bench plot FILE later)"
+        )
+    else:
+        from bench import plots  # noqa: PLC0415  needs what need not be installed
+
+        plots.draw(path)
+
+
+def _model(given: str, gpu: str) -> Path:
+    if not given and not gpu and not SMALL.is_dir():
+        raise UserError(f"{SMALL}: no such directory; `make model` makes it")
+    return model_path(given or ("Qwen3-0.6B" if gpu else str(SMALL)))
+
+
+def _cases(args: argparse.Namespace, options: dict[str, Any], gpu: str) -> tuple[list[Any], list[Figure]]:
+    """Every case on one engine in this process."""
+    config = ModelConfig.load(args.model)
+    floor = floor_of(args, config, options, gpu)
+    results: list[Any] = []
+    figures = []
+    engine = MiniSGLang(str(args.model), options, temperature=0.0)
+    for case in GPU_CASES if gpu else CPU_CASES:
+        engine.temperature = case.temperature
+        result = run_case(case, {"minisgl": engine}, config, floor, args.runs if gpu else 1)[0]
+        results.append(result)
+        figures.append(Figure.of_json(result["figure"]))
+    engine.close()
+    return results, figures
+
+
+def _host(model: Path, options: dict[str, Any], batch: int) -> dict[str, Any]:
+    engine_config, scheduler_config = configurations(model, {"max_running_requests": batch} | options)
+    config = ModelConfig.load(model)
+    engine = Engine(engine_config, config)
+    found = host.both(
+        engine, scheduler_config, batch, context=200 if batch > 16 else 16, steps=200 if batch > 16 else 20
+    )
+    engine.close()
+    host.print_summary(batch, found)
+    return found
+
+
+def _online(model: Path, server: str, gpu: bool) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    online.add_arguments(parser, "online")
+    small = ["--prefix", "100", "--question", "20", "--answer", "20", "--burst", "8", "--seconds", "10"]
+    arguments = [
+        "--model",
+        str(model),
+        "--server-options",
+        server,
+        *([] if gpu else [*small, "--rates", "0.5,1,2"]),
+    ]
+    args = parser.parse_args(arguments)
+    return online.measure(args, online.shape_of(args))
