@@ -26,6 +26,7 @@ from minisgl.message import NewRequest, Round, encode
 from minisgl.models.config import ModelConfig
 from minisgl.scheduler.loop import overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
+from minisgl.utils.errors import UserError
 
 PARTS = ("schedule", "launch", "complete", "output")
 """Choosing the batch; starting it; taking in the tokens of the one before; telling the detokenizer."""
@@ -67,7 +68,8 @@ class Stopwatch:
         """Seconds of each part, and of the wait for the device, in each steady turn."""
 
     def receive(self, *, block: bool) -> Round:
-        assert not block or self._arriving, "the requests have ended before the measurement"
+        if block and not self._arriving:
+            raise UserError(f"the KV pool does not hold {self._batch} requests at once until they are measured")
         arrived = Round(messages=list(self._arriving), stop=len(self.turns) >= self._steps)
         self._arriving = []
         self._mark = time.perf_counter()

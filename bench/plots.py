@@ -59,7 +59,8 @@ def draw(path: Path) -> list[Path]:
     written = []
     for suffix, picture in pictures.items():
         target = path.with_name(f"{path.stem}{suffix}.svg")
-        picture.savefig(target, metadata={"Date": None})
+        with mpl.rc_context(STYLE):
+            picture.savefig(target, metadata={"Date": None})
         print(f"drawn in {target}")
         written.append(target)
     return written
@@ -128,6 +129,7 @@ def online_picture(results: dict[str, Any], about: str) -> Canvas:
         most = max(point["offered"] for engine in results["engines"] for point in engine["rates"])
         served.plot([0, most], [0, most], color="#aaaaaa", linewidth=1, linestyle=":", label="as offered")
         first.set_yscale("log")
+        first.yaxis.set_major_formatter("{x:g}")
         for axes, title in (
             (served, "Answered, requests/s"),
             (first, "Time to first token, ms"),

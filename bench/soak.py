@@ -170,7 +170,7 @@ class RandomLoad:
             prefix = draw.choice(self._prefixes)
             prompt = prefix[: draw.choice((len(prefix), self._length(len(prefix))))] + prompt
         params = SamplingParams(
-            max_tokens=self._length(min(longest - len(prompt), max(longest // 4, 1))),
+            max_tokens=self._length(min(longest - len(prompt), max(longest // 2, 1))),
             temperature=draw.choice((0.0, 0.0, 0.6, 1.0, 2.0)),
             top_k=draw.choice((0, 0, 0, 1, 20, 1000)),
             top_p=draw.choice((1.0, 1.0, 0.9, 0.5)),
