@@ -18,10 +18,15 @@ KNOWN_GPU = "NVIDIA H200"
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add_dtype(parser)
     parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
     report.add_out(parser)
     add_ceilings(parser)
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    default = "bfloat16" if report.gpu_name() else "float32"
+    parser.add_argument("--dtype", default=default, choices=["float32", "bfloat16", "float16"])
 
 
 def add_ceilings(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from bench.dummy import weightless
 from minisgl.core.config import EngineConfig, SchedulerConfig
 from minisgl.utils.errors import UserError
 
@@ -19,7 +20,7 @@ def configurations(model: Path, options: dict[str, Any]) -> tuple[EngineConfig, 
     engine: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
-        "dummy_weight": not any(model.glob("*.safetensors")),
+        "dummy_weight": weightless(model),
     }
     scheduler: dict[str, Any] = {}
     for name, value in options.items():

@@ -61,6 +61,11 @@ def model_path(text: str) -> Path:
     return path if path.is_dir() else model_directory(text)
 
 
+def weightless(path: Path) -> bool:
+    """Whether a model directory has no weights, so that they must be random."""
+    return not any(path.glob("*.safetensors"))
+
+
 def model_directory(name: str, root: Path = DIRECTORY) -> Path:
     """A directory with the dimensions of `name`, made if need be: config.json, and a tokenizer of as many tokens.
     Raises `UserError` for a name that is not in `CONFIGS`.

@@ -16,6 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from bench import load
+from bench.dummy import weightless
 from minisgl.utils.errors import UserError
 
 START_SECONDS = 600.0
@@ -33,6 +34,7 @@ class Server:
         self.started_at = time.monotonic()
         command = [sys.executable, "-m", "minisgl", "--model", str(model), "--port", "0"]
         command += ["--drain-grace", "0", "--drain-timeout", "0", *options]
+        command += ["--dummy-weight"] if weightless(model) else []
         self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         self._name = model.resolve().name
         self.url = ""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import host, online, report, start
-from bench.arguments import add_ceilings, floor_of
+from bench.arguments import add_ceilings, add_dtype, floor_of
 from bench.configurations import configurations
-from bench.dummy import model_path
+from bench.dummy import model_path, weightless
 from bench.engines import MiniSGLang
 from bench.figures import Figure, print_figures
 from bench.standard import CPU_CASES, GPU_CASES
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", default="", help="a directory or dimensions (default: Qwen3-0.6B)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas, of {', '.join(PARTS)}")
-    parser.add_argument("--dtype", default="", choices=["", "float32", "bfloat16", "float16"])
+    add_dtype(parser)
     parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
     parser.add_argument("--server-options", default="", help="more options of python -m minisgl")
     report.add_out(parser)
@@ -51,12 +51,12 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "No GPU here: this measures the processor, with a small model. Figures of one H200 are in README.md."
         )
     args.model = _model(args.model, gpu)
-    args.dtype = args.dtype or ("bfloat16" if gpu else "float32")
-    dummy = not any(args.model.glob("*.safetensors"))
     options = (
-        {"dtype": args.dtype, "dummy_weight": dummy} | (GPU_OPTIONS if gpu else {}) | json.loads(args.options)
+        {"dtype": args.dtype, "dummy_weight": weightless(args.model)}
+        | (GPU_OPTIONS if gpu else {})
+        | json.loads(args.options)
     )
-    server = f"{GPU_SERVER if gpu else ''} {'--dummy-weight' if dummy else ''} {args.server_options}"
+    server = f"{GPU_SERVER if gpu else ''} {args.server_options}"
     figures: list[Figure] = []
     results: dict[str, Any] = {}
     # Servers first: what runs in this process keeps its memory on the GPU.

@@ -18,6 +18,7 @@ from typing import Any
 
 from bench import report
 from bench.arguments import add_common, floor_of, length_range
+from bench.dummy import weightless
 from bench.engines import Endpoint, Engine, MiniSGLang
 from bench.figures import Figure, peers_of, print_figures
 from bench.floors import Floor
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if ("url" in wanted) != bool(args.url):
         parser.error("--engine url and --url need each other")
     model = ModelConfig.load(args.model)
-    options = {"dtype": args.dtype} | json.loads(args.options)
+    options = {"dtype": args.dtype, "dummy_weight": weightless(args.model)} | json.loads(args.options)
     case = case_of(args.command, args.requests, args.inputs, args.outputs, args.seed, args.temperature)
     builders: dict[str, Callable[[], Engine]] = {
         "minisgl": partial(MiniSGLang, str(args.model), options, args.temperature),
