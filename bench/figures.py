@@ -86,7 +86,9 @@ def print_figures(title: str, figures: Sequence[Figure]) -> None:
     engines = list(dict.fromkeys(engine for figure in figures for engine in figure.peers))
     width = max(len(figure.text) for figure in figures) + 2
     print(f"\n{title}")
-    print(f"  {'':<{width}}{'measured':>19}{'floor':>10}{'x floor':>9}" + "".join(f"{e:>13}" for e in engines))
+    floors = any(figure.floor is not None for figure in figures)
+    header = f"{'floor':>10}{'x floor':>9}" if floors else ""
+    print(f"  {'':<{width}}{'measured':>19}{header}" + "".join(f"{e:>13}" for e in engines))
     for figure in figures:
         floor = "" if figure.floor is None else number(figure.floor)
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"

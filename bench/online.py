@@ -72,13 +72,11 @@ class Point:
     rate: float
     """Requests a second, as asked for."""
     offered: float
-    """And as the draw of the arrivals made it."""
+    """And as the draw of the arrivals made it, from the first to the last."""
     requests: int
     failed: int
     achieved: float
-    """Requests answered a second, from the first arrival to the last answer's end, less the time of the shortest
-    request: so one that keeps up achieves what is offered.
-    """
+    """Requests answered a second, from the first answer's end to the last one's."""
     output_tokens_per_second: float
     first_token_p50: float
     first_token_p99: float
@@ -172,7 +170,7 @@ def _measure_server(
         seen = load.run(target, _bodies(target, workload, due), clients=args.clients, patience=args.patience)
         wall = time.monotonic() - began
         cores = {process: (after - before[process]) / wall for process, after in cpu_seconds().items()}
-        points.append(to_point(rate, args.seconds, seen, cores))
+        points.append(to_point(rate, seen, cores))
         print_point(points[-1])
     return capacity, points
 
@@ -204,14 +202,13 @@ def measure_capacity(target: Target, args: argparse.Namespace, shape: Shape) -> 
     return Capacity(prefill, args.burst * (shape.answer - 1) / max(decoding, 1e-9), percentile(alone, 0.5))
 
 
-def to_point(rate: float, seconds: float, seen: Load, server_cpu: dict[str, float]) -> Point:
+def to_point(rate: float, seen: Load, server_cpu: dict[str, float]) -> Point:
     """What one rate came to."""
     finished = seen.finished
     errors = sorted({answer.error for answer in seen.answers if answer.error})
     if not finished:
         raise RuntimeError(f"no request was answered at {rate} requests/s: {errors[:3]}")
-    span = max(answer.last for answer in finished) - min(answer.due for answer in seen.answers)
-    shortest = min(answer.last - answer.due for answer in finished)
+    achieved = _pace([answer.last for answer in finished], rate)
 
     def milliseconds(values: list[float], share: float) -> float:
         return round(percentile(values, share) * 1e3, 3)
@@ -221,11 +218,11 @@ def to_point(rate: float, seconds: float, seen: Load, server_cpu: dict[str, floa
     tokens = sum(answer.tokens for answer in finished)
     return Point(
         rate=rate,
-        offered=round(len(seen.answers) / seconds, 3),
+        offered=round(_pace([answer.due for answer in seen.answers], rate), 3),
         requests=len(seen.answers),
         failed=len(seen.answers) - len(finished),
-        achieved=round(len(finished) / max(span - shortest, 1e-9), 3),
-        output_tokens_per_second=round(tokens / span, 1),
+        achieved=round(achieved, 3),
+        output_tokens_per_second=round(achieved * tokens / len(finished), 1),
         first_token_p50=milliseconds(first, 0.5),
         first_token_p99=milliseconds(first, 0.99),
         per_token_p50=milliseconds(per_token, 0.5),
@@ -238,6 +235,12 @@ def to_point(rate: float, seconds: float, seen: Load, server_cpu: dict[str, floa
         server_cpu={process: round(cores, 3) for process, cores in server_cpu.items()},
         errors=errors[:5],
     )
+
+
+def _pace(times: list[float], otherwise: float) -> float:
+    """Of so many events, how many a second, from the first to the last; of fewer than two, `otherwise`."""
+    span = max(times) - min(times)
+    return (len(times) - 1) / span if span > 0 else otherwise
 
 
 def predict(name: str, capacity: Capacity, points: list[Point], shape: Shape) -> list[dict[str, Any]]:

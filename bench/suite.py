@@ -47,15 +47,10 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--only {','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
     gpu = report.gpu_name()
     if not gpu:
-        print(
-            "No GPU here: this measures the processor, with a small model. Figures of one H200 are in README.md."
-        )
+        print("No GPU here: this measures the processor, with a small model. README.md has figures of an H200.")
     args.model = _model(args.model, gpu)
-    options = (
-        {"dtype": args.dtype, "dummy_weight": weightless(args.model)}
-        | (GPU_OPTIONS if gpu else {})
-        | json.loads(args.options)
-    )
+    options = {"dtype": args.dtype, "dummy_weight": weightless(args.model)} | (GPU_OPTIONS if gpu else {})
+    options |= json.loads(args.options)
     server = f"{GPU_SERVER if gpu else ''} {args.server_options}"
     figures: list[Figure] = []
     results: dict[str, Any] = {}
@@ -69,7 +64,11 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         results["cases"], found = _cases(args, options, gpu)
         figures += found
     if "host" in args.only:
-        results["host"] = _host(args.model, options, 256 if gpu else 16)
+        batch = 256 if gpu else 16
+        results["host"] = _host(args.model, options, batch)
+        milliseconds = results["host"]["with the engine"]["host"] / 1e3
+        text = f"host time of a decode step of {batch} requests"
+        figures.append(Figure(f"host-{batch}", text, milliseconds, "ms"))
     if figures:
         print_figures(f"{args.model.resolve().name} on {gpu or 'a processor'}, {args.dtype}", figures)
     path = report.save(args, "suite", results | {"figures": [figure.as_json() for figure in figures]})

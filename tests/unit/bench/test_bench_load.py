@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -149,31 +150,38 @@ def answers(count: int, *, rate: float, first: float, per_token: float, cached: 
 
 def test_a_rate_that_is_kept_up_with() -> None:
     seen = Load(answers(100, rate=10, first=0.05, per_token=0.01, cached=96), client_cpu=0.1)
-    point = to_point(10, 10.0, seen, {"api": 0.5})
-    assert point.offered == 10 and point.achieved == pytest.approx(10, rel=0.02)
+    point = to_point(10, seen, {"api": 0.5})
+    assert point.offered == pytest.approx(10) and point.achieved == pytest.approx(10)
+    assert point.output_tokens_per_second == pytest.approx(100)
     assert point.first_token_p50 == pytest.approx(50) and point.per_token_p99 == pytest.approx(10)
     assert point.longest_gap_p99 == pytest.approx(20) and point.cached_share == 0.8
     assert point.tokens_per_event == 1 and point.client_late_p99 == pytest.approx(1)
     assert point.failed == 0 and point.errors == []
 
 
+def test_a_full_server_achieves_what_it_serves() -> None:
+    """10 a second are offered; they end one every 0.25 s, the first after 3 s."""
+    late = [
+        dataclasses.replace(answer, last=3 + 0.25 * index)
+        for index, answer in enumerate(answers(40, rate=10, first=0.05, per_token=0.01, cached=0))
+    ]
+    point = to_point(10, Load(late, client_cpu=0.1), {})
+    assert point.offered == pytest.approx(10) and point.achieved == pytest.approx(4)
+
+
 def test_failed_requests_are_counted_and_named() -> None:
     broken = Answer(5.0, 5.0, 503, error="status 503: busy")
     seen = Load([*answers(10, rate=10, first=0.05, per_token=0.01, cached=0), broken], client_cpu=0.1)
-    point = to_point(10, 1.1, seen, {})
+    point = to_point(10, seen, {})
     assert (point.requests, point.failed, point.errors) == (11, 1, ["status 503: busy"])
     with pytest.raises(RuntimeError, match="busy"):
-        to_point(10, 1.0, Load([broken], 0.0), {})
+        to_point(10, Load([broken], 0.0), {})
 
 
 def point_at(rate: float, achieved: float, first: float, cached: float) -> Point:
     seen = Load(answers(10, rate=rate, first=first, per_token=0.01, cached=round(cached * 120)), client_cpu=0.1)
-    found = to_point(rate, 10 / rate, seen, {})
-    return Point(**{**vars_of(found), "achieved": achieved})
-
-
-def vars_of(point: Point) -> dict[str, Any]:
-    return {name: getattr(point, name) for name in Point.__dataclass_fields__}
+    found = to_point(rate, seen, {})
+    return dataclasses.replace(found, achieved=achieved)
 
 
 def test_the_cached_share_predicts_what_a_full_server_does() -> None:
