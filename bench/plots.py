@@ -48,7 +48,7 @@ def draw(path: Path) -> list[Path]:
     about = f"{document['settings']['model']}, {machine}, {document['date'][:10]}"
     command = document["settings"]["command"]
     pictures: dict[str, Canvas] = {}
-    if command == "suite" and results["figures"]:
+    if command == "suite" and any(figure["floor"] is not None for figure in results["figures"]):
         pictures[""] = figures_picture(results["figures"], about)
     if command == "suite" and "online" in results:
         pictures["-online"] = online_picture(results["online"], about)
@@ -69,8 +69,6 @@ def draw(path: Path) -> list[Path]:
 def figures_picture(figures: list[dict[str, Any]], about: str) -> Canvas:
     """A group of bars for each figure with a floor: how many times the floor each engine takes."""
     shown = [figure for figure in figures if figure["ratio_to_floor"] is not None]
-    if not shown:  # no floor is known of this machine: the figures themselves
-        return _values_picture(figures, about)
     engines = ["MiniSGLang", *dict.fromkeys(engine for figure in shown for engine in figure["peers"])]
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(8, 1 + 0.2 * len(shown) * (len(engines) + 1)), layout="constrained")
@@ -100,21 +98,6 @@ def ratio_of(figure: dict[str, Any], engine: str) -> float | None:
     return figure["ratio_to_floor"] / (value / figure["value"]) if figure["unit"].endswith("/s") else ratio
 
 
-def _values_picture(figures: list[dict[str, Any]], about: str) -> Canvas:
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(8, 0.8 + 0.45 * len(figures)), layout="constrained")
-        axes = canvas.subplots(len(figures), 1, squeeze=False)[:, 0]
-        for panel, figure in zip(axes, figures, strict=True):
-            bars = panel.barh([wrapped(figure["text"])], [figure["value"]], 0.6, color=COLORS[0])
-            panel.bar_label(bars, [f"{figure['value']:,.3g} {figure['unit']}"], padding=3)
-            panel.set_xlim(0, figure["value"] * 1.3)
-            panel.set_xticks([])
-            panel.grid(visible=False)
-            panel.spines[["bottom"]].set_visible(False)
-        axes[0].set_title(about)
-    return canvas
-
-
 def online_picture(results: dict[str, Any], about: str) -> Canvas:
     """Against the offered rate: what was answered, and the two times that a client feels, p50 and p99."""
     with mpl.rc_context(STYLE):
@@ -130,6 +113,8 @@ def online_picture(results: dict[str, Any], about: str) -> Canvas:
         served.plot([0, most], [0, most], color="#aaaaaa", linewidth=1, linestyle=":", label="as offered")
         first.set_yscale("log")
         first.yaxis.set_major_formatter("{x:g}")
+        first.yaxis.set_minor_formatter("{x:g}")
+        first.tick_params(axis="y", which="minor", labelsize=7)
         for axes, title in (
             (served, "Answered, requests/s"),
             (first, "Time to first token, ms"),

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench import host, online, report, start
+from bench import online, report, start
 from bench.arguments import add_ceilings, add_dtype, floor_of
-from bench.configurations import configurations
 from bench.dummy import model_path, weightless
 from bench.engines import MiniSGLang
 from bench.figures import Figure, print_figures
 from bench.standard import CPU_CASES, GPU_CASES
 from bench.throughput import run_case
-from minisgl.engine.engine import Engine
 from minisgl.models.config import ModelConfig
 from minisgl.utils.errors import UserError
 
 SMALL = Path(".models") / "SmolLM2-135M-Instruct"
 GPU_OPTIONS: dict[str, Any] = {"page_size": 64, "max_seq_len": 4096, "prefill_budget": 16384}
 GPU_SERVER = "--page-size 64 --max-seq-len 4096 --max-prefill-length 16384"
-PARTS = ("start", "online", "cases", "host")
+PARTS = ("start", "online", "host", "cases")
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas, of {', '.join(PARTS)}")
     add_dtype(parser)
     parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
+    parser.add_argument("--seconds", type=float, default=20, help="of each rate of the online run")
     parser.add_argument("--server-options", default="", help="more options of python -m minisgl")
     report.add_out(parser)
     add_ceilings(parser)
@@ -54,21 +56,21 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     server = f"{GPU_SERVER if gpu else ''} {args.server_options}"
     figures: list[Figure] = []
     results: dict[str, Any] = {}
-    # Servers first: what runs in this process keeps its memory on the GPU.
+    # Other processes first: what runs in this one keeps its memory on the GPU.
     if "start" in args.only:
         results["start"], found = start.measure(args.model, server, args.runs if gpu else 1)
         figures += found[:2]
     if "online" in args.only:
-        results["online"] = _online(args.model, server, bool(gpu))
-    if "cases" in args.only:
-        results["cases"], found = _cases(args, options, gpu)
-        figures += found
+        results["online"] = _online(args.model, server, args.seconds, bool(gpu))
     if "host" in args.only:
         batch = 256 if gpu else 16
         results["host"] = _host(args.model, options, batch)
         milliseconds = results["host"]["with the engine"]["host"] / 1e3
         text = f"host time of a decode step of {batch} requests"
         figures.append(Figure(f"host-{batch}", text, milliseconds, "ms"))
+    if "cases" in args.only:
+        results["cases"], found = _cases(args, options, gpu)
+        figures += found
     if figures:
         print_figures(f"{args.model.resolve().name} on {gpu or 'a processor'}, {args.dtype}", figures)
     path = report.save(args, "suite", results | {"figures": [figure.as_json() for figure in figures]})
@@ -105,27 +107,20 @@ def _cases(args: argparse.Namespace, options: dict[str, Any], gpu: str) -> tuple
 
 
 def _host(model: Path, options: dict[str, Any], batch: int) -> dict[str, Any]:
-    engine_config, scheduler_config = configurations(model, {"max_running_requests": batch} | options)
-    config = ModelConfig.load(model)
-    engine = Engine(engine_config, config)
-    found = host.both(
-        engine, scheduler_config, batch, context=200 if batch > 16 else 16, steps=200 if batch > 16 else 20
-    )
-    engine.close()
-    host.print_summary(batch, found)
+    """In a process of its own, which gives the GPU's memory back when it ends."""
+    size = ["--context", "200", "--steps", "200"] if batch > 16 else ["--context", "16", "--steps", "20"]
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "host.json"
+        command = [sys.executable, "-m", "bench", "host", "--model", str(model), "--batch", str(batch), *size]
+        subprocess.run([*command, "--options", json.dumps(options), "--out", str(out)], check=True)
+        found: dict[str, Any] = json.loads(out.read_text())["results"]
     return found
 
 
-def _online(model: Path, server: str, gpu: bool) -> dict[str, Any]:
+def _online(model: Path, server: str, seconds: float, gpu: bool) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     online.add_arguments(parser, "online")
-    small = ["--prefix", "100", "--question", "20", "--answer", "20", "--burst", "8", "--seconds", "10"]
-    arguments = [
-        "--model",
-        str(model),
-        "--server-options",
-        server,
-        *([] if gpu else [*small, "--rates", "0.5,1,2"]),
-    ]
-    args = parser.parse_args(arguments)
+    small = ("--prefix", "100", "--question", "20", "--answer", "20", "--burst", "8", "--rates", "0.5,1,2")
+    given = ("--model", str(model), "--server-options", server, "--seconds", str(seconds))
+    args = parser.parse_args([*given, *(() if gpu else small)])
     return online.measure(args, online.shape_of(args))
