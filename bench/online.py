@@ -250,7 +250,8 @@ def predict(name: str, capacity: Capacity, points: list[Point], shape: Shape) ->
     computed = shape.prompt * (1 - points[-1].cached_share)
     full = capacity.rate(computed, shape.answer)
     reached = max(point.achieved for point in points)
-    saturated = any(point.achieved < KEEPS_UP * point.offered for point in points)
+    busiest = max(points, key=lambda point: point.offered)
+    saturated = busiest.achieved < KEEPS_UP * busiest.offered
     quiet = min(points, key=lambda point: point.rate)
     return [
         {"engine": name, "what": "prompt tokens computed", "predicted": None, "measured": round(computed, 1)},
