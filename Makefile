@@ -20,13 +20,14 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DELETE_ON_ERROR:
-.PHONY: help environment model serve test e2e lint clean
+.PHONY: help environment model serve test e2e bench lint clean
 
 help: ## This list.
 	@echo "make serve   a small real model on this machine, from nothing (PORT=$(PORT) HOST=$(HOST) SERVICE=$(SERVICE))"
 	@echo "             or a worker for MODEL=DIR with ARGS='--max-seq-len 4096', without a service.yaml"
 	@echo "make test    every test that needs neither a GPU nor a cluster (PYTEST_ARGS='-k NAME')"
 	@echo "make e2e     the tests against the cluster of KUBECONFIG"
+	@echo "make bench   measure: on a GPU the standard set beside its floor and other engines (MODEL=Qwen3-14B ARGS=...)"
 	@echo "make lint    formatting, lint, types, the order of imports"
 	@echo "make model   only the small model, in $(SMOLLM2)"
 	@echo "make clean   remove what was installed and made"
@@ -57,6 +58,10 @@ test: $(INSTALLED) model
 # Needs KUBECONFIG of a cluster for tests; tests/e2e/conftest.py says what else, tests/e2e/kind how to get one.
 e2e: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)
+
+# Without MODEL: Qwen3-0.6B's dimensions on a GPU, else the small model.
+bench: $(INSTALLED) $(if $(MODEL)$(shell command -v nvidia-smi),,model)
+	@$(BIN)/python -m bench suite --model '$(MODEL)' $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
+import json
 from typing import Any, Protocol
+from urllib.request import Request, urlopen
 
-import httpx
-import torch
-from transformers import AutoModelForCausalLM
-
+from bench import load
 from bench.workload import Workload
 from minisgl.llm import LLM, SamplingParams
+from minisgl.utils.errors import UserError
 
 
 class Engine(Protocol):
@@ -26,12 +24,12 @@ class MiniSGLang:
     """This engine, in this process, all requests at once. Prefixes of earlier runs are not kept."""
 
     def __init__(self, model: str, options: dict[str, Any], temperature: float) -> None:
-        self._temperature = temperature
+        self.temperature = temperature
         self._llm = LLM(model, **({"cache": "naive"} | options))
 
     def run(self, workload: Workload) -> None:
         params = [
-            SamplingParams(max_tokens=length, temperature=self._temperature, ignore_eos=True)
+            SamplingParams(max_tokens=length, temperature=self.temperature, ignore_eos=True)
             for length in workload.output_lengths
         ]
         done = self._llm.generate(workload.prompts, params)
@@ -41,66 +39,36 @@ class MiniSGLang:
         self._llm.close()
 
 
-class Transformers:
-    """``transformers.generate`` in this process, greedy, with its KV cache: one request after the other."""
-
-    def __init__(self, model: str, dtype: str) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-        self._model.generation_config.eos_token_id = None  # generate to the exact length
-
-    def run(self, workload: Workload) -> None:
-        for prompt, length in zip(workload.prompts, workload.output_lengths, strict=True):
-            ids = torch.tensor([prompt])
-            with torch.inference_mode():
-                out = self._model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=length,
-                    do_sample=False,
-                )
-            assert out.shape[1] == len(prompt) + length
-
-    def close(self) -> None:
-        del self._model
-
-
 class Endpoint:
     """Any OpenAI endpoint that takes token ids and `ignore_eos`, such as this worker's: all requests at once."""
 
-    def __init__(self, url: str, model: str | None) -> None:
-        key = os.environ.get("OPENAI_API_KEY")
-        self._client_options: dict[str, Any] = {
-            "base_url": url.rstrip("/"),
-            "timeout": None,
-            "headers": {"authorization": f"Bearer {key}"} if key else {},
-        }
-        if model is None:
-            models = httpx.get(f"{url.rstrip('/')}/models", headers=self._client_options["headers"])
-            model = models.raise_for_status().json()["data"][0]["id"]
-        self._model = model
+    def __init__(self, url: str) -> None:
+        self._target = served(url)
 
     def run(self, workload: Workload) -> None:
-        asyncio.run(self._run(workload))
-
-    async def _run(self, workload: Workload) -> None:
-        async with httpx.AsyncClient(**self._client_options) as client:
-            answers = await asyncio.gather(
-                *(
-                    client.post(
-                        "/completions",
-                        json={
-                            "model": self._model,
-                            "prompt": prompt,
-                            "max_tokens": length,
-                            "temperature": 0,
-                            "ignore_eos": True,
-                        },
-                    )
-                    for prompt, length in zip(workload.prompts, workload.output_lengths, strict=True)
-                )
-            )
-        generated = sum(a.raise_for_status().json()["usage"]["completion_tokens"] for a in answers)
-        assert generated == workload.output_tokens
+        bodies = [
+            (0.0, self._target.completion(prompt, length))
+            for prompt, length in zip(workload.prompts, workload.output_lengths, strict=True)
+        ]
+        answers = load.run(self._target, bodies, patience=3600).answers
+        failed = next((answer.error for answer in answers if answer.error), None)
+        if failed is not None:
+            raise UserError(f"--url {self._target.url}: {failed}")
+        assert sum(answer.tokens for answer in answers) == workload.output_tokens
 
     def close(self) -> None:
         pass
+
+
+def served(url: str) -> load.Target:
+    """The first model of an endpoint. Raises `UserError` when there is none."""
+    target = load.Target(url.rstrip("/"))
+    request = Request(
+        f"{target.url}/models", headers={"authorization": f"Bearer {target.key}"} if target.key else {}
+    )
+    try:
+        with urlopen(request, timeout=30) as response:
+            target.model = json.load(response)["data"][0]["id"]
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"--url {url}: no OpenAI endpoint with a model: {error}") from None
+    return target

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,52 +18,34 @@ THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THRE
 """Variables that change the speed of operators on a CPU."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One engine on one workload."""
-
-    engine: str
-    seconds: list[float]
-    """Wall time of each run, after the warm-up."""
-    requests: int
-    input_tokens: int
-    output_tokens: int
-
-    @property
-    def median_seconds(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def output_tokens_per_second(self) -> float:
-        """Output tokens over the median wall time, the prompts' prefill included."""
-        return self.output_tokens / self.median_seconds
+RESULTS = Path(__file__).parent / "results"
 
 
-def print_table(title: str, rows: list[Row]) -> None:
-    """A line an engine; the ratio is to the slowest, in output tokens per second."""
-    least = min(row.output_tokens_per_second for row in rows)
-    print(f"\n{title}")
-    print(f"  {'engine':<14}{'median s':>10}{'min s':>9}{'max s':>9}{'out tok/s':>11}{'ratio':>8}")
-    for row in rows:
-        print(
-            f"  {row.engine:<14}{row.median_seconds:>10.2f}{min(row.seconds):>9.2f}{max(row.seconds):>9.2f}"
-            f"{row.output_tokens_per_second:>11.1f}{row.output_tokens_per_second / least:>7.2f}x"
-        )
+def add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="where the JSON goes (default: under bench/results)")
 
 
-def as_json(row: Row, step_ms: float | None = None) -> dict[str, Any]:
-    return ({} if step_ms is None else {"decode_step_ms": round(step_ms, 4)}) | {
-        "engine": row.engine,
-        "median_seconds": round(row.median_seconds, 4),
-        "seconds": [round(s, 4) for s in row.seconds],
-        "requests": row.requests,
-        "input_tokens": row.input_tokens,
-        "output_tokens": row.output_tokens,
-        "output_tokens_per_second": round(row.output_tokens_per_second, 2),
-    }
+def gpu_name() -> str:
+    """The first GPU's, as its driver says; empty without one."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
 
 
-def write(path: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+def machine_name() -> str:
+    """For file names: ``h200``, or ``cpu``."""
+    name = gpu_name().lower().removeprefix("nvidia ")
+    return "-".join(name.split()) or "cpu"
+
+
+def save(args: argparse.Namespace, name: str, results: Any) -> Path:
+    """Write `results` where ``--out`` says, else under `RESULTS` by machine, model and `name`."""
+    model = args.model.resolve().name
+    path = args.out or RESULTS / f"{machine_name()}-{model}-{name}.json"
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "url", "model")}
+    write(path, results, {"model": model} | settings)
+    return path
+
+
+def write(path: Path, results: Any, settings: dict[str, Any]) -> None:
     """Write `results` with what is needed to measure them again."""
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,14 +57,14 @@ def write(path: Path, results: list[dict[str, Any]], settings: dict[str, Any]) -
             "system": platform.platform(),
         },
         "versions": {"python": platform.python_version()}
-        | _versions("torch", "transformers", "minisgl", "triton", "flashinfer-python"),
+        | _versions("torch", "transformers", "minisgl", "triton", "flashinfer-python", "flash-attn"),
         "environment": {name: os.environ[name] for name in THREADS if name in os.environ},
         "settings": settings,
         "results": results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"\nwritten to {path}")
+    print(f"written to {path}")
 
 
 def _commit() -> str:

@@ -1,4 +1,4 @@
-"""What is asked of an engine: prompts as token ids, and output lengths."""
+"""What is asked of an engine: prompts as token ids, output lengths, and when each request arrives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TOKEN_IDS = 10_000
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests given at once, each to be generated to its exact length, past any end of sequence."""
+    """Requests, each to be generated to its exact length, past any end of sequence."""
 
     prompts: list[list[int]]
     output_lengths: list[int]
@@ -40,3 +40,38 @@ def uniform(
     top = min(TOKEN_IDS, vocab_size - 1)
     prompts = [[draw.randint(0, top) for _ in range(draw.randint(*inputs))] for _ in range(requests)]
     return Workload(prompts, [draw.randint(*outputs) for _ in range(requests)])
+
+
+def shared_prefix(seed: int, requests: int, prefix: int, question: int, answer: int, vocab_size: int) -> Workload:
+    """Prompts that begin with the same `prefix` tokens, a system prompt, and go on with `question` tokens of their
+    own. The prefix depends on its length and the vocabulary alone, so that another seed asks other questions
+    under the same prompt.
+    """
+    top = min(TOKEN_IDS, vocab_size - 1)
+    common = random.Random(prefix)
+    system = [common.randint(0, top) for _ in range(prefix)]
+    draw = random.Random(seed)
+    prompts = [system + [draw.randint(0, top) for _ in range(question)] for _ in range(requests)]
+    return Workload(prompts, [answer] * requests)
+
+
+def arrivals(seed: int, rate: float, seconds: float, *, poisson: bool = True) -> list[float]:
+    """When requests arrive, in seconds from the beginning, within `seconds`: `rate` a second on average, with
+    exponential gaps, or exactly with equal ones.
+    """
+    if not poisson:
+        return [index / rate for index in range(round(rate * seconds))]
+    draw = random.Random(seed)
+    times: list[float] = []
+    time = draw.expovariate(rate)
+    while time < seconds:
+        times.append(time)
+        time += draw.expovariate(rate)
+    return times
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The least of `values` that at least `share` of them do not exceed (nearest rank); `values` not empty."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * share // 1)  # rounded up
+    return ordered[max(int(rank), 1) - 1]

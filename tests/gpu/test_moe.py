@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisgl.distributed import connect
 from minisgl.engine.graphs import DecodeGraphs
+from minisgl.engine.rows import Choice
 from minisgl.kernel import kernels_for
 from minisgl.layers.moe import MoE
 from minisgl.llm import LLM, SamplingParams
@@ -166,9 +167,9 @@ def test_greedy_text_is_right_and_repeats(
     replayed: list[int] = []
     replay = DecodeGraphs.replay
 
-    def counted(self: DecodeGraphs, count: int) -> tuple[Tensor, Tensor]:
+    def counted(self: DecodeGraphs, count: int, choice: Choice) -> Tensor:
         replayed.append(count)
-        return replay(self, count)
+        return replay(self, count, choice)
 
     monkeypatch.setattr(DecodeGraphs, "replay", counted)
     with LLM(
