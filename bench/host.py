@@ -48,6 +48,9 @@ class NoDevice:
     def launch(self, batch: Batch) -> _Done:
         return _Done(len(batch.decode_rows) + sum(chunk.sample for chunk in batch.prefill))
 
+    def idle(self) -> bool:
+        return False
+
 
 class Stopwatch:
     """Endpoint and executor of a loop: notes when it goes in and out of each.
@@ -81,6 +84,9 @@ class Stopwatch:
         pending = self._executor.launch(batch)
         self._lap("launch")
         return _Timed(self, pending)
+
+    def idle(self) -> bool:
+        return self._executor.idle()
 
     def waited(self) -> None:
         self._lap("wait")
