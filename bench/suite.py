@@ -34,6 +34,7 @@ PARTS = ("start", "online", "host", "cases")
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", default="", help="a directory or dimensions (default: Qwen3-0.6B)")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--cases", default="", help="names of cases, with commas (default: all)")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas, of {', '.join(PARTS)}")
     add_dtype(parser)
     parser.add_argument("--options", default="{}", help="JSON: more arguments of minisgl.llm.LLM")
@@ -48,6 +49,10 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if unknown:
         parser.error(f"--only {','.join(sorted(unknown))}: parts are {', '.join(PARTS)}")
     gpu = report.gpu_name()
+    names = [case.name for case in (GPU_CASES if gpu else CPU_CASES)]
+    unknown = set(args.cases.split(",") if args.cases else []) - set(names)
+    if unknown:
+        parser.error(f"--cases {','.join(sorted(unknown))}: cases are {', '.join(names)}")
     if not gpu:
         print("No GPU here: this measures the processor, with a small model. README.md has figures of an H200.")
     args.model = _model(args.model, gpu)
@@ -96,8 +101,10 @@ def _cases(args: argparse.Namespace, options: dict[str, Any], gpu: str) -> tuple
     floor = floor_of(args, config, options, gpu)
     results: list[Any] = []
     figures = []
+    every = GPU_CASES if gpu else CPU_CASES
     engine = MiniSGLang(str(args.model), options, temperature=0.0)
-    for case in GPU_CASES if gpu else CPU_CASES:
+    wanted = args.cases.split(",") if args.cases else [case.name for case in every]
+    for case in (case for case in every if case.name in wanted):
         engine.temperature = case.temperature
         result = run_case(case, {"minisgl": engine}, config, floor, args.runs if gpu else 1)[0]
         results.append(result)

@@ -51,7 +51,7 @@ def test_greedy_tokens_are_those_of_transformers(
 ) -> None:
     path, references = case
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
-    with LLM(str(path), device="cuda", dtype="float32", **options) as llm:
+    with LLM(str(path), device="cuda", dtype="float32", **({"page_size": 16} | options)) as llm:
         completions = llm.generate([r.prompt for r in references], params)
         assert llm.stats.used_pages == 0
     assert all(r.agrees(c.token_ids) for r, c in zip(references, completions, strict=True))

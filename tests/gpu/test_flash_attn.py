@@ -100,7 +100,9 @@ def test_greedy_tokens_are_among_the_likeliest(case: tuple[Path, Judge], options
     shared = [draw.randrange(512) for _ in range(60)]
     prompts = [shared[: (60, 30, 0)[i % 3]] + [draw.randrange(512) for _ in range(20)] for i in range(24)]
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
-    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=24, **options) as llm:
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=24, **({"page_size": 16} | options)
+    ) as llm:  # fmt: skip
         for _ in range(2):  # the second time from the prefix cache
             done = llm.generate(prompts, params)
             judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in done])

@@ -57,7 +57,9 @@ def test_greedy_tokens_are_among_the_likeliest(case: tuple[Path, Judge], options
     path, judge = case
     lengths = [1 + 3 * i % 29 for i in range(24)]  # rows leave at every size of batch
     each = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in lengths]
-    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=24, **options) as llm:
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=24, page_size=16, **options
+    ) as llm:  # fmt: skip
         completions = llm.generate(prompts(), each)
         assert llm.stats.used_pages == 0
         again = llm.generate(prompts(), each)  # now from the prefix cache, and in rows used before
@@ -72,7 +74,9 @@ def test_sizes_captured_while_idle(case: tuple[Path, Judge], monkeypatch: pytest
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     idle, chores = Engine.idle, 0
     monkeypatch.setattr(Engine, "idle", lambda _: False)
-    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=64, num_pages=1024) as llm:
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=64, page_size=16, num_pages=1024
+    ) as llm:  # fmt: skip
         done = llm.generate(prompts(), params)
         while idle(llm._engine):
             chores += 1
@@ -93,7 +97,9 @@ def test_sampled_rows_leave_greedy_ones_alone(case: tuple[Path, Judge]) -> None:
     ]
     for kinds in (ways[:2], ways[:3], ways):
         each = [SamplingParams(max_tokens=20, ignore_eos=True, **kinds[i % len(kinds)]) for i in range(24)]
-        with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=24, num_pages=1024) as llm:
+        with LLM(
+            str(path), device="cuda", dtype="bfloat16", max_running_requests=24, page_size=16, num_pages=1024
+        ) as llm:  # fmt: skip
             completions = llm.generate(prompts(), each)
         assert all(len(completion.token_ids) == 20 for completion in completions)
         greedy = [c for c, params in zip(completions, each, strict=True) if params.greedy]

@@ -173,8 +173,8 @@ def test_greedy_text_is_right_and_repeats(
 
     monkeypatch.setattr(DecodeGraphs, "replay", counted)
     with LLM(
-        str(path), device="cuda", dtype="bfloat16", max_running_requests=32, num_pages=2048, cache=cache,
-        cuda_graph_max_batch=graphs,
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=32, num_pages=2048, page_size=16,
+        cache=cache, cuda_graph_max_batch=graphs,
     ) as llm:  # fmt: skip
         first, *others = [llm.generate(prompts, each) for _ in range(3)]
     assert max(replayed, default=0) == graphs

@@ -65,7 +65,9 @@ def test_greedy_tokens_are_among_the_likeliest(
     path, judge = case
     options = {"num_pages": 1024 * 16 // options.get("page_size", 16)} | options
     each = [SamplingParams(temperature=0.0, max_tokens=1 + 3 * i % 29, ignore_eos=True) for i in range(20)]
-    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=24, **options) as llm:
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=24, **({"page_size": 16} | options)
+    ) as llm:  # fmt: skip
         completions = llm.generate(prompts(), each)
         assert llm.stats.used_pages == 0
         first = len(replayed)
@@ -83,7 +85,9 @@ def test_long_steps_are_not_captured_and_rests_of_cached_prompts_are(
     path, judge = case
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     base = [random.Random(8).randrange(512) for _ in range(1000)]
-    with LLM(str(path), device="cuda", dtype="bfloat16", max_running_requests=8, num_pages=512) as llm:
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=8, page_size=16, num_pages=512
+    ) as llm:  # fmt: skip
         whole = llm.generate([base], params)
         assert not replayed
         rests = llm.generate([base + [7] * n for n in (1, 30)], params)
@@ -105,7 +109,7 @@ def test_sampled_rows_leave_greedy_ones_alone_and_repeat(case: tuple[Path, Judge
         texts = []
         for _ in range(2):
             with LLM(
-                str(path), device="cuda", dtype="bfloat16", max_running_requests=24, num_pages=1024,
+                str(path), device="cuda", dtype="bfloat16", max_running_requests=24, page_size=16, num_pages=1024,
                 prefill_budget=256, overlap=False,
             ) as llm:  # fmt: skip
                 completions = llm.generate(prompts(), each)

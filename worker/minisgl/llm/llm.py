@@ -30,6 +30,7 @@ from minisgl.core.config import (
     Quantization,
     SchedulerConfig,
     SchedulerProcessConfig,
+    default_page_size,
 )
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
@@ -80,7 +81,7 @@ class LLM:
         tp_size: int = 1,
         attention: tuple[str, str] = ("auto", "auto"),
         cache: CacheType = "radix",
-        page_size: int = 16,
+        page_size: int | None = None,
         num_pages: int | None = None,
         memory_ratio: float = 0.9,
         max_running_requests: int = 256,
@@ -106,7 +107,7 @@ class LLM:
             quantization=quantization,
             kv_cache_dtype=kv_cache_dtype,
             attention=attention,
-            page_size=page_size,
+            page_size=page_size or default_page_size(device),
             num_pages=num_pages,
             memory_ratio=memory_ratio,
             max_running_requests=max_running_requests,

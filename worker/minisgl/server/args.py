@@ -18,6 +18,7 @@ from minisgl.core.config import (
     KVCacheDType,
     Quantization,
     SchedulerConfig,
+    default_page_size,
 )
 from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
@@ -68,6 +69,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
     """Raises `UserError` for a bad option or a pair that contradicts itself; exits for ``--help``."""
     given = build_parser().parse_args(arguments)
+    device = _device(given.device, given.tp)
+    given.page_size = given.page_size or default_page_size(device)
     _check_pairs(given)
     served_name = given.served_model_name or _default_name(given.model)
     return Options(
@@ -76,7 +79,7 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
         dtype=None if given.dtype == "auto" else cast(DType, given.dtype),
         engine=EngineConfig(
             model_path="",
-            device=_device(given.device, given.tp),
+            device=device,
             quantization=cast(Quantization, given.quantization),
             kv_cache_dtype=cast(KVCacheDType, given.kv_cache_dtype),
             attention=given.attn,

@@ -101,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     add.choice("--cache", ("radix", "naive"), SCHEDULER.cache, "prefix cache: a radix tree, or none")
     kept = "how the KV pool keeps numbers; auto is as --dtype says, fp8 in 8 bits"
     add.choice("--kv-cache-dtype", ("auto", "fp8"), ENGINE.kv_cache_dtype, kept)
-    add("--page-size", _integer(1, 1024), ENGINE.page_size, "TOKENS", "tokens of one page of the KV pool")
+    sizes = "64 on a GPU, 16 on a CPU"
+    add("--page-size", _integer(1, 1024), None, "TOKENS", "tokens of one page of the KV pool", sizes)
     add("--num-pages", _integer(1), None, "N", "pages of the KV pool", "what --memory-ratio allows")
     share = "share of the free memory for model and KV pool, above 0 and at most 1"
     add("--memory-ratio", _number(0, 1, exclusive=True), None, "RATIO", share, f"{ENGINE.memory_ratio:g}")
