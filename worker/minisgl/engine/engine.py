@@ -100,8 +100,12 @@ class Engine:
         return self._stream.launch(lambda: self._step(batch))
 
     def idle(self) -> bool:
-        """Capture one more size of decode steps; False when none is left. No request may be running."""
-        return self._graphs is not None and self._graphs.capture_next()
+        """Capture one more size of steps; False when none is left then. No request may be running."""
+        every = [graphs for graphs in (self._graphs, self._prefill_graphs) if graphs is not None]
+        graphs = next((graphs for graphs in every if graphs.later), None)
+        if graphs is not None:
+            graphs.capture_next()
+        return any(graphs.later for graphs in every)
 
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""

@@ -53,15 +53,13 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Captured] = {}
         self._sizes: list[int] = []  # captured, ascending
-        first, self._later = captured_sizes(most)
+        first, self.later = captured_sizes(most)
         for size in reversed(first):
             self._capture(size)
 
-    def capture_next(self) -> bool:
-        """Capture one of the sizes left for later; False when none is left then. No request may be running."""
-        if self._later:
-            self._capture(self._later.pop(0))
-        return bool(self._later)
+    def capture_next(self) -> None:
+        """Capture one of the sizes left for `later`. No request may be running."""
+        self._capture(self.later.pop(0))
 
     def replay(self, count: int, choice: Choice) -> Tensor:
         """A step of the first `count` of `Rows.decode_rows`, of which `choice` is the most demanding.

@@ -7,7 +7,7 @@ the rest is in the request table. Decode rows are chunks of one token, the newes
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,10 @@ from minisgl.engine.rows import Choice, Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
-SIZES = (16, 32, 64, 128, 192, 256, 384, 512)
-"""Numbers of tokens to capture."""
+SIZES = (512, 64)
+"""Numbers of tokens to capture at once, the largest first, so that the others fit in its memory."""
+LATER = (128, 192, 256, 32, 16, 384)
+"""Those to capture when there is time."""
 TOKENS, TILES, SAMPLED = slice(0, 3), slice(3, 7), slice(7, 9)
 FIELDS = 9
 """Of what is sent, int64 [FIELDS, size]: of each token its row, position and token; of each tile what
@@ -43,28 +45,30 @@ class ReplayedStep:
 class PrefillGraphs:
     """One graph for each size. All share one memory pool: only one of them runs at a time."""
 
-    most = SIZES[-1]
+    most = SIZES[0]
     """The largest number of tokens that can be replayed."""
 
     def __init__(
         self, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
     ) -> None:
-        """Captures, the largest first, so that the others fit in its memory. Rows must hold no request."""
+        """Captures the first sizes. Rows must hold no request."""
+        self.later = list(LATER)
+        """Sizes that are not captured yet."""
         self._model = model
         self._rows = rows
         self._attention = attention
+        self._stream = stream
+        self._pool = torch.cuda.graph_pool_handle()
+        self._sizes: list[int] = []  # captured, ascending
         self._sent = torch.empty(FIELDS * self.most, dtype=torch.int64, device=rows.lengths.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._results: dict[int, Tensor] = {}
-        pool = torch.cuda.graph_pool_handle()
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            for size in reversed(SIZES):
-                self._send(Batch(), size)
-                self._step(size)  # kernels are compiled and libraries set up before any capture
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    self._results[size] = self._step(size)
-                self._graphs[size] = graph
+        for size in SIZES:
+            self._capture(size)
+
+    def capture_next(self) -> None:
+        """Capture one of the sizes left for later. No request may be running."""
+        self._capture(self.later.pop(0))
 
     def replay(self, batch: Batch) -> tuple[ReplayedStep, Tensor]:
         """A step of at most `most` tokens, after `Rows.update`.
@@ -72,7 +76,7 @@ class PrefillGraphs:
         Returns for which rows it samples, and the hidden states [size, hidden] of all its tokens, which the next
         replay overwrites.
         """
-        size = SIZES[bisect_left(SIZES, batch.num_tokens)]
+        size = self._sizes[bisect_left(self._sizes, batch.num_tokens)]
         sampled_rows = self._send(batch, size)
         self._graphs[size].replay()
         sampled, rows = self._view(size)[SAMPLED, : len(sampled_rows)]
@@ -113,6 +117,16 @@ class PrefillGraphs:
     def _tile_tokens(self, size: int) -> int:
         assert self._attention.chunks is not None
         return self._attention.chunks.tile_tokens(size)
+
+    def _capture(self, size: int) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._send(Batch(), size)
+            self._step(size)  # compiles kernels and sets up libraries
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                self._results[size] = self._step(size)
+        self._graphs[size] = graph
+        insort(self._sizes, size)
 
     def _step(self, size: int) -> Tensor:
         table, sent = self._rows, self._view(size)
