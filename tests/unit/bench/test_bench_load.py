@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(GAP)
             last = index == body["max_tokens"] - 1
             self._event({"choices": [{"text": "é", "finish_reason": "length" if last else None}], "usage": None})
-        time.sleep(4 * GAP)  # must not count
+        time.sleep(20 * GAP)  # must not count
         self._event({"choices": [], "usage": usage})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
@@ -98,10 +98,10 @@ def test_times_of_a_stream_are_those_of_its_tokens(target: Target) -> None:
             2,
             TOKENS + 1,
         )
-        assert 0 <= answer.sent - answer.due < 0.3
-        assert GAP <= answer.time_to_first_token < GAP + 0.4
-        assert GAP * 0.8 < answer.time_per_output_token < GAP * 2, "without the pause before the usage"
-        assert GAP * 0.8 < answer.longest_gap < GAP * 4
+        assert -0.01 < answer.sent - answer.due < 0.5, "a loop's clock is coarse"
+        assert GAP * 0.9 <= answer.time_to_first_token < GAP + 0.5
+        assert GAP * 0.8 < answer.time_per_output_token < GAP * 4, "without the pause before the usage"
+        assert GAP * 0.8 < answer.longest_gap < GAP * 15
     assert 0 < seen.client_cpu < 1
 
 
