@@ -79,16 +79,20 @@ def test_gemv_with_what_is_around_it(out: int, into: int, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "norm"),
-    [(16, 8, 128, True), (40, 8, 128, False), (9, 3, 64, False), (4, 4, 256, True)],
-)
+    ("heads", "kv_heads", "head_dim", "norm", "stored"),
+    [
+        (16, 8, 128, True, torch.bfloat16), (16, 8, 128, True, torch.float8_e4m3fn),
+        (40, 8, 128, False, torch.bfloat16), (9, 3, 64, False, torch.bfloat16), (4, 4, 256, True, torch.bfloat16),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(("page_size", "lengths"), [(64, [1]), (16, [7000, 65]), (64, [40, 1, 1300, 64])])
 def test_decode_of_few_rows(
-    lengths: list[int], page_size: int, heads: int, kv_heads: int, head_dim: int, window: int | None, norm: bool
-) -> None:
+    lengths: list[int], page_size: int, heads: int, kv_heads: int, head_dim: int, window: int | None, norm: bool,
+    stored: torch.dtype,
+) -> None:  # fmt: skip
     rows, width = len(lengths), -(-max(lengths) // page_size)
     tables = torch.randperm(rows * width, device=CUDA).view(rows, width).to(torch.int32)
-    cache = normal(rows * width * page_size, 2, kv_heads, head_dim, dtype=torch.bfloat16)
+    cache = normal(rows * width * page_size, 2, kv_heads, head_dim, dtype=stored)
     projected = normal(rows, heads + 2 * kv_heads, head_dim, dtype=torch.bfloat16)
     weights = normal(2, head_dim, dtype=torch.bfloat16)
     norms = (weights[0], weights[1], 1e-6) if norm else None
@@ -106,13 +110,14 @@ def test_decode_of_few_rows(
     last = after.long() - 1
     slots = tables.gather(1, (last // page_size).unsqueeze(1)).squeeze(1).long() * page_size + last % page_size
     query, _, _ = kernels_for(cache).rotate_and_store(projected, kv_heads, norms, rotation, expected_cache, slots)
-    assert torch.equal(cache, expected_cache)
+    assert torch.equal(cache.view(torch.uint8), expected_cache.view(torch.uint8))
+    read = cache.float()
     for row, length in enumerate(lengths):
         places = torch.arange(max(0, length - (window or length)), length, device=CUDA)
-        keys, values = cache[tables[row, places // page_size].long() * page_size + places % page_size].unbind(1)
+        keys, values = read[tables[row, places // page_size].long() * page_size + places % page_size].unbind(1)
         grouped = query[row].view(kv_heads, -1, head_dim).float()
-        shares = torch.einsum("kgd,tkd->kgt", grouped, keys.float()).mul(head_dim**-0.5).softmax(-1)
-        mixed = torch.einsum("kgt,tkd->kgd", shares, values.float()).flatten(0, 1)
+        shares = torch.einsum("kgd,tkd->kgt", grouped, keys).mul(head_dim**-0.5).softmax(-1)
+        mixed = torch.einsum("kgt,tkd->kgd", shares, values).flatten(0, 1)
         close(first[row], mixed.to(torch.bfloat16))
     assert torch.equal(first, second)
     assert not counters.any()
