@@ -53,6 +53,9 @@ BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {
 
 PHASES = ("prefill", "decode")
 
+BUILT_GROUPS = (1, 2, 4, 8)
+"""Query heads a key-value head of the decode kernels that the package flashinfer-jit-cache has."""
+
 
 class Setting(NamedTuple):
     """What a backend must be able to work on."""
@@ -102,7 +105,8 @@ def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
     if find_spec("flashinfer") is None:
         return "the package flashinfer-python is not installed"
     compiler = f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"
-    if find_spec("flashinfer_jit_cache") is None and not (shutil.which("nvcc") or shutil.which(compiler)):
+    can_build = shutil.which("nvcc") or shutil.which(compiler)
+    if not can_build and find_spec("flashinfer_jit_cache") is None:
         return "its kernels are not built (package flashinfer-jit-cache), and there is no nvcc to build them"
     if setting.head_dim not in (64, 128, 256):
         return f"it needs heads of 64, 128 or 256 dimensions, not {setting.head_dim}"
@@ -113,6 +117,11 @@ def _flashinfer_obstacle(setting: Setting, phase: str) -> str | None:
             return f"its decode kernel needs --page-size 16, 32, 64 or 128, not {setting.page_size}"
         if setting.query_heads > 32:
             return f"its decode kernel needs at most 32 query heads a key-value head, not {setting.query_heads}"
+        if not can_build and setting.query_heads not in BUILT_GROUPS:
+            return (
+                f"its decode kernel for {setting.query_heads} query heads a key-value head is not built "
+                f"(flashinfer-jit-cache has those for {', '.join(map(str, BUILT_GROUPS))}), and there is no nvcc"
+            )
     return None
 
 

@@ -62,7 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_dtype: KVCacheDType = "auto"
     """fp8: keys and values are kept in 8 bits, without a scale. auto: in `dtype`."""
     attention: tuple[str, str] = ("auto", "auto")
-    """Backend for prefill, backend for decode; auto: the fastest that works."""
+    """Backend for prefill, backend for decode; auto: the first of `minisgl.attention.registry` that works."""
     page_size: int = 16
     num_pages: int | None = None
     """Pages of the KV pool. None: what `memory_ratio` of the free memory holds."""
