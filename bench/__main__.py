@@ -18,6 +18,7 @@ COMMANDS = {
     "host": ("bench.host", "what the host does for one decode step"),
     "soak": ("bench.soak", "minutes of mixed random load: no error, no lost page, no growing memory"),
     "suite": ("bench.suite", "the standard set, what `make bench` runs"),
+    "weights": ("bench.weights", "random weights of real size, for `start` to read"),
     "plot": ("bench.plots", "results as pictures"),
 }
 """The module of each command, which is imported only when it is asked for, and a line about it."""
