@@ -77,11 +77,14 @@ def rotate_and_store(
     query = heads.new_empty((tokens, query_heads, head_dim))
     key = heads.new_empty((tokens, kv_heads, head_dim))
     query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
-    head_block = 8 if tokens <= 1024 else 32  # of one program: few, as long as there are not enough programs
+    block = triton.next_power_of_2(head_dim // 2)
+    # Of one program: few, as long as there are not enough programs; then so many that each thread has 32 pairs.
+    head_block, warps = (8, 4) if tokens <= 1024 else (min(triton.next_power_of_2(every), 64), 1)
+    warps = max(warps, head_block * block // 1024)
     _rotate_and_store[(tokens, triton.cdiv(every, head_block))](
         heads, query_weight, key_weight, rotation, cache, slots, query, key, eps, cache.stride(0),
-        query_heads, kv_heads, head_dim, norms is not None, head_block, triton.next_power_of_2(head_dim),
-        early(), launch_pdl=early(),
+        query_heads, kv_heads, head_dim, norms is not None, head_block, block, early(),
+        num_warps=warps, launch_pdl=early(),
     )  # fmt: skip
     return query, key, heads[:, query_heads + kv_heads :]
 
@@ -92,35 +95,43 @@ def _rotate_and_store(
     query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, normalize: tl.constexpr,
     head_block: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
+    """A dimension of a head's low half is rotated with its pair in the high half."""
     begin(early)
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * head_block + tl.arange(0, head_block))[:, None]
+    half: tl.constexpr = head_dim // 2
     column = tl.arange(0, block)[None, :]
-    inside = column < head_dim
-    other = (column + head_dim // 2) % head_dim  # the dimension that this one is paired with
+    inside = column < half
     every: tl.constexpr = query_heads + 2 * kv_heads
     mask = (head < every) & inside
     is_query = head < query_heads
     is_value = head >= query_heads + kv_heads
-    base = heads + (token * every + head) * head_dim
-    original = tl.load(base + column, mask, 0.0)
-    x = original.to(tl.float32)
-    paired = tl.load(base + other, mask, 0.0).to(tl.float32)
+    kind: tl.constexpr = heads.dtype.element_ty
+    base = heads + (token * every + head) * head_dim + column
+    low_value, high_value = tl.load(base, mask, 0.0), tl.load(base + half, mask, 0.0)
+    low, high = low_value.to(tl.float32), high_value.to(tl.float32)
     if normalize:
-        scale = tl.rsqrt(tl.sum(x * x, axis=1) / head_dim + eps)[:, None]
-        weight = tl.load(tl.where(is_query, query_weight + column, key_weight + column), mask, 0.0)
-        x = (x * scale * weight.to(tl.float32)).to(heads.dtype.element_ty).to(tl.float32)
-        weight = tl.load(tl.where(is_query, query_weight + other, key_weight + other), mask, 0.0)
-        paired = (paired * scale * weight.to(tl.float32)).to(heads.dtype.element_ty).to(tl.float32)
-    cos = tl.load(rotation + token * 2 * head_dim + column, inside, 0.0)
-    sin = tl.load(rotation + token * 2 * head_dim + head_dim + column, inside, 0.0)
-    turned = (x * cos + paired * sin).to(heads.dtype.element_ty)
-    tl.store(query + (token * query_heads + head) * head_dim + column, turned, mask & is_query)
+        scale = tl.rsqrt(tl.sum(low * low + high * high, axis=1) / head_dim + eps)[:, None]
+        weight = tl.where(is_query, query_weight + column, key_weight + column)
+        low = (low * scale * tl.load(weight, mask, 0.0).to(tl.float32)).to(kind).to(tl.float32)
+        high = (high * scale * tl.load(weight + half, mask, 0.0).to(tl.float32)).to(kind).to(tl.float32)
+    cos = rotation + token * 2 * head_dim + column
+    sin = cos + head_dim
+    low_turned = low * tl.load(cos, inside, 0.0) + high * tl.load(sin, inside, 0.0)
+    high_turned = high * tl.load(cos + half, inside, 0.0) + low * tl.load(sin + half, inside, 0.0)
+    low_turned, high_turned = low_turned.to(kind), high_turned.to(kind)
+    place = query + (token * query_heads + head) * head_dim + column
+    tl.store(place, low_turned, mask & is_query)
+    tl.store(place + half, high_turned, mask & is_query)
     is_key = (head >= query_heads) & (head < query_heads + kv_heads)
-    tl.store(key + (token * kv_heads + head - query_heads) * head_dim + column, turned, mask & is_key)
+    place = key + (token * kv_heads + head - query_heads) * head_dim + column
+    tl.store(place, low_turned, mask & is_key)
+    tl.store(place + half, high_turned, mask & is_key)
     # A slot is [2, kv_heads, head_dim]: its heads follow each other as they do here after the queries.
     place = cache + tl.load(slots + token) * slot_stride + (head - query_heads) * head_dim + column
-    tl.store(place, as_stored(tl.where(is_value, original, turned), cache), mask & (head >= query_heads))
+    stored = mask & (head >= query_heads)
+    tl.store(place, as_stored(tl.where(is_value, low_value, low_turned), cache), stored)
+    tl.store(place + half, as_stored(tl.where(is_value, high_value, high_turned), cache), stored)
 
 
 @triton.jit
