@@ -337,11 +337,11 @@ def test_flashinfer_without_kernels_and_without_a_compiler_is_not_chosen(monkeyp
     ):
         choose_attention(("triton", "auto"), setting._replace(head_dim=80))
     installed.add("flash-attn-4")
-    assert choose_attention(("auto", "auto"), setting) == ("flash_attn", "flash_attn")
+    assert choose_attention(("auto", "auto"), setting) == ("flash_attn", "triton")
     installed.add("flashinfer_jit_cache")
-    assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "flashinfer")
+    assert choose_attention(("auto", "auto"), setting) == ("flashinfer", "triton")
+    assert choose_attention(("auto", "flashinfer"), setting) == ("flashinfer", "flashinfer")
     five = setting._replace(query_heads=5)  # as Qwen3-14B's: the package has no decode kernel for it
-    assert choose_attention(("auto", "auto"), five) == ("flashinfer", "flash_attn")
     with pytest.raises(UserError, match="its decode kernel for 5 query heads a key-value head is not built"):
         choose_attention(("auto", "flashinfer"), five)
-    assert choose_attention(("auto", "auto"), setting._replace(page_size=1)) == ("flashinfer", "flash_attn")
+    assert choose_attention(("auto", "auto"), setting._replace(page_size=1)) == ("flashinfer", "triton")

@@ -17,7 +17,7 @@ from minisgl.attention.base import (
     StepMetadata,
     Target,
 )
-from minisgl.attention.few_rows import FewRows, Whole
+from minisgl.attention.fused import FusedDecode, Whole
 from minisgl.kvcache.pool import KVPool
 
 
@@ -31,11 +31,11 @@ class StepAttention:
     """So many of the step's tokens, the first ones, are of decode rows."""
     decode: Part | None
     prefill: Part | None
-    few: Whole | None = None
-    """Instead of `decode` and `prefill`, in a step of few decode rows alone."""
+    fused: Whole | None = None
+    """Instead of `decode` and `prefill`, in a step of decode rows alone."""
 
     def whole(self, layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> Tensor | None:
-        return None if self.few is None else self.few(layer, heads, norms, rotation)
+        return None if self.fused is None else self.fused(layer, heads, norms, rotation)
 
     def target(self, layer: int) -> Target:
         return Target(self.pool.slots[layer], self.slots)
@@ -58,21 +58,21 @@ class PagedAttention:
         pool: KVPool,
         prefill: PrefillBackend,
         decode: DecodeBackend,
-        few: FewRows | None = None,
+        fused: FusedDecode | None = None,
         chunks: ChunkBackend | None = None,
     ) -> None:
-        """`few`: instead of `decode` in steps of few decode rows alone. `chunks`: for captured steps with chunks;
-        None: there can be none.
+        """`fused`: instead of `decode` in steps of decode rows alone, of as many as it takes. `chunks`: for
+        captured steps with chunks; None: there can be none.
         """
         self.chunks = chunks
         self._pool = pool
-        self._few = few
+        self._fused = fused
         self._prefill = prefill
         self._decode = decode
 
     def plan(self, step: StepMetadata) -> StepAttention:
         decodes = len(step.host_lengths)
-        if self._few is not None and 0 < decodes <= self._few.most and not step.chunks:
+        if self._fused is not None and self._fused.takes(decodes) and not step.chunks:
             tables = step.block_table.index_select(0, step.decode_rows)
             return self.decode_at(step.slots, tables, step.decode_lengths.to(torch.int32))
         return StepAttention(
@@ -90,8 +90,8 @@ class PagedAttention:
 
     def decode_at(self, slots: Tensor, tables: Tensor, lengths: Tensor) -> StepAttention:
         """A step of D decode rows that is described on the device alone, as `GraphBackend.decode_at` says."""
-        if self._few is not None and len(slots) <= self._few.most:
-            return StepAttention(self._pool, slots, len(slots), None, None, self._few.at(tables, lengths))
+        if self._fused is not None and self._fused.takes(len(slots)):
+            return StepAttention(self._pool, slots, len(slots), None, None, self._fused.at(tables, lengths))
         assert isinstance(self._decode, GraphBackend)
         return StepAttention(self._pool, slots, len(slots), self._decode.decode_at(tables, lengths), None)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from minisgl.attention.base import Backend
-from minisgl.attention.few_rows import FewRows
+from minisgl.attention.fused import FusedDecode
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.torch_backend import TorchBackend
 from minisgl.attention.triton_backend import TritonBackend
@@ -49,9 +49,12 @@ BACKENDS: dict[str, Callable[[KVPool, Windows, int], Backend]] = {
     "triton": TritonBackend,
     "torch": _torch,
 }
-"""In the order that "auto" prefers them in."""
 
-PHASES = ("prefill", "decode")
+PREFERRED = {
+    "prefill": ("flashinfer", "flash_attn", "triton", "torch"),
+    "decode": ("triton", "flashinfer", "flash_attn", "torch"),
+}
+"""Of each phase, the order that "auto" tries them in."""
 
 BUILT_GROUPS = (1, 2, 4, 8)
 """Query heads a key-value head of the decode kernels that the package flashinfer-jit-cache has."""
@@ -76,13 +79,13 @@ def choose_attention(names: tuple[str, str], setting: Setting) -> tuple[str, str
     Raises `UserError` when one that is asked for by its name is unknown or does not work here.
     """
     chosen = []
-    for phase, name in zip(PHASES, names, strict=True):
+    for (phase, order), name in zip(PREFERRED.items(), names, strict=True):
         if name not in ("auto", *BACKENDS):
             raise UserError(f"--attn {name}: this backend is not available; allowed: auto, {', '.join(BACKENDS)}")
         obstacles = {backend: OBSTACLES[backend](setting, phase) for backend in BACKENDS}
         if name == "auto":
-            name = next(backend for backend in BACKENDS if obstacles[backend] is None)
-            before = list(BACKENDS)[: list(BACKENDS).index(name)]
+            name = next(backend for backend in order if obstacles[backend] is None)
+            before = order[: order.index(name)]
             reason = "; ".join(f"not {backend}: {obstacles[backend]}" for backend in before) or "the first choice"
             logger.info("attention backend for %s: %s (%s)", phase, name, reason)
         elif obstacles[name] is not None:
@@ -165,8 +168,8 @@ def create_attention(names: tuple[str, str], pool: KVPool, windows: Windows, num
     `num_heads`: query heads of this rank.
     """
     made = {name: BACKENDS[name](pool, windows, num_heads) for name in names}
-    few = FewRows(pool, windows) if names[1] != "torch" else None
+    fused = FusedDecode(pool, windows, num_heads, many=names[1] == "triton") if names[1] != "torch" else None
     setting = Setting(pool.layers[0].device, pool.dtype, pool.page_size, pool.head_dim, num_heads // pool.kv_heads)
     captured = "torch" not in names and _triton_obstacle(setting, "prefill") is None
     chunks = TritonBackend(pool, windows, num_heads) if captured else None
-    return PagedAttention(pool, made[names[0]], made[names[1]], few, chunks)
+    return PagedAttention(pool, made[names[0]], made[names[1]], fused, chunks)

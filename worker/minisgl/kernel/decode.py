@@ -1,148 +1,322 @@
-"""Attention of one token in each of a few rows: rotation, storing and attention in one kernel.
+"""Attention of one token in each row: rotation, storing and attention in one kernel, planned on the device.
 
-With few rows the time goes to launching, not to reading. Each program attends to a part of a row's tokens for one
-key-value head; the last of a head's programs to finish merges their results (flash decoding, Dao et al. 2023), in
-the order of the parts, so that the result does not depend on which one was last. The references are
-`minisgl.layers.attention` and `minisgl.attention.torch_backend`.
+What a step reads is cut into units, a few tokens of a row each, and every program gets equally many of them, one
+after the other, wherever rows begin and end (as "Stream-K" does it for matrix products: Osama et al. 2023). The
+programs that share a row leave their results in scratch memory; the last of them to finish merges these ("flash
+decoding", Dao et al. 2023), in the order of the parts, so that the result does not depend on which one was last.
+
+Key-value heads lie next to each other in memory. A program reads several of them at once, as if they were more
+tokens, and masks what a query head does not attend to: long reads are faster, and the rows of the matrix product,
+too few for it otherwise, are there anyway. The references are `minisgl.layers.attention` and
+`minisgl.attention.torch_backend`.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minisgl.kernel.launch import early, let_next_start, wait_for_earlier
+from minisgl.kernel.launch import begin, early, let_next_start, wait_for_earlier
 from minisgl.kernel.layers import as_stored
 
-MOST_ROWS = 4
-"""Rows beyond which a kernel made for bandwidth is faster."""
-BLOCK = 64
-"""Tokens that a program reads at once."""
-NO_WINDOW = 1 << 30
+LINES = 32
+"""Keys that a program reads at once, of all its heads: with head_dim 128. With more dimensions, fewer."""
+STAGES = 4
+"""So many reads, less one, are under way at a time."""
+PROGRAMS = 2
+"""On each of the GPU's multiprocessors."""
+SETUP = 2
+"""Units that could be read while a program begins with a row and takes in its new token."""
+LEAST_LINES = 4
+"""Of parts, so that no two of a program's warps merge the same ones."""
+MERGED = 8192
+"""Numbers of parts that are merged at once: as many as fit in registers."""
+
+
+class Work(NamedTuple):
+    """What each program does, in all layers of a step with the same window, and memory to do it in."""
+
+    together: int
+    """Key-value heads that a program reads at once."""
+    tokens: int
+    """Of a unit."""
+    places: Tensor
+    """int32 [programs, 5]: the row that a program begins in, the row's length, the unit in it, of all its heads;
+    the program's first unit, and the one after its last.
+    """
+    totals: Tensor
+    """int32 [2]: units, and programs that have any."""
+    mixed: Tensor
+    """float32 [programs, 2, lines, head_dim]: parts of the rows that a program begins and ends in. `lines`: the
+    query heads of a program, filled up to a power of two."""
+    sums: Tensor
+    """float32 [2, programs, 2, lines]: of each part, the largest score in base 2, and the sum of the shares."""
+    arrivals: Tensor
+    """int32 [programs]: how many parts are done of the row that ends in no program before; 0 between launches."""
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def plan(lengths: Tensor, window: int | None, query_heads: int, kv_heads: int, head_dim: int) -> Work:
+    """Share out the tokens of D rows.
+
+    lengths int32 [D], with the new tokens. `window`: how many tokens a token attends to, itself included.
+    """
+    rows, device, group = len(lengths), lengths.device, query_heads // kv_heads
+    together = _together(rows, kv_heads, group)
+    tokens = max(LINES * 128 // head_dim // together, 1)
+    programs, lines = PROGRAMS * _processors(device), max(triton.next_power_of_2(together * group), LEAST_LINES)
+    work = Work(
+        together,
+        tokens,
+        torch.empty((programs, 5), dtype=torch.int32, device=device),
+        torch.empty(2, dtype=torch.int32, device=device),
+        torch.empty((programs, 2, lines, head_dim), dtype=torch.float32, device=device),
+        torch.empty((2, programs, 2, lines), dtype=torch.float32, device=device),
+        torch.empty(programs, dtype=torch.int32, device=device),
+    )
+    _plan[(triton.cdiv(programs, 16),)](
+        lengths, work.places, work.totals, work.arrivals, rows, kv_heads // together, programs, window or 0,
+        SETUP, tokens, max(triton.next_power_of_2(rows), 16), 16, early(), launch_pdl=early(),
+    )  # fmt: skip
+    return work
+
+
+def _together(rows: int, kv_heads: int, group: int) -> int:
+    """Heads to read at once: fewer where rows are few, so that more programs merge their parts."""
+    together = 2 if rows * kv_heads < 1024 else 4
+    while kv_heads % together or (together > 1 and together * group > 16):
+        together //= 2
+    return together
+
+
+@triton.jit(do_not_specialize=["rows", "groups", "programs", "window"])
+def _plan(
+    lengths, places, totals, arrivals, rows, groups, programs, window, setup: tl.constexpr, tokens: tl.constexpr,
+    block: tl.constexpr, some: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """`groups`: of heads read together."""
+    begin(early)
+    row = tl.arange(0, block)
+    last = tl.load(lengths + row, row < rows, 1) - 1
+    first = tl.where(window > 0, tl.maximum(last + 1 - window, 0), 0) // tokens * tokens
+    units = tl.where(row < rows, setup + tl.cdiv(last - first, tokens), 0) * groups
+    ends = tl.cumsum(units)
+    total = tl.sum(units).to(tl.int64)
+    # Where rows are of one length, no program should end one and begin another.
+    tiles = rows * groups
+    even = tl.where(tiles > programs, tiles // tl.cdiv(tiles, programs), programs // tiles * tiles)
+    used = tl.minimum(total, tl.where(even * 8 >= programs * 7, even, programs))
+    program = tl.program_id(0) * some + tl.arange(0, some)
+    start, stop = program * total // used, (program + 1) * total // used
+    before = ends[None, :] <= start[:, None]
+    skipped = tl.sum(tl.where(before, units[None, :], 0), axis=1)
+    there = program < programs
+    place = places + 5 * program
+    its_row = tl.sum(before.to(tl.int32), axis=1)
+    tl.store(place, its_row, there)
+    tl.store(place + 1, tl.load(lengths + its_row, its_row < rows, 1), there)
+    tl.store(place + 2, (start - skipped).to(tl.int32), there)
+    tl.store(place + 3, tl.where(program < used, start, 0).to(tl.int32), there)
+    tl.store(place + 4, tl.where(program < used, stop, 0).to(tl.int32), there)
+    tl.store(arrivals + program, 0, there)
+    if tl.program_id(0) == 0:
+        tl.store(totals, total.to(tl.int32))
+        tl.store(totals + 1, used.to(tl.int32))
 
 
 def decode(
     heads: Tensor, kv_heads: int, norms: tuple[Tensor, Tensor, float] | None, rotation: Tensor, cache: Tensor,
-    page_size: int, tables: Tensor, lengths: Tensor, window: int | None, counters: Tensor,
+    page_size: int, tables: Tensor, lengths: Tensor, window: int | None, work: Work,
 ) -> Tensor:  # fmt: skip
     """heads [D, heads + 2 kv_heads, head_dim], contiguous: queries, keys, values -> [D, heads, head_dim].
 
-    norms, rotation, cache as for `minisgl.kernel.layers.rotate_and_store`, which it does first; head_dim a power
-    of two; tables int32 [D, pages] and lengths int32 [D]: each row's pages, and its tokens with the new one. They
-    and the cache of earlier tokens must not be written by a kernel that lets this one start early. counters int32,
-    at least D * kv_heads: zero, and zero again afterwards.
+    norms, rotation, cache as for `minisgl.kernel.layers.rotate_and_store`, which it does as well; head_dim a
+    power of two; tables int32 [D, pages] and lengths int32 [D]: each row's pages, and its tokens with the new one;
+    `work` from `plan`, which must not run in a kernel that lets this one start early.
     """
     rows, every, head_dim = heads.shape
     query_heads = every - 2 * kv_heads
-    group = triton.next_power_of_2(query_heads // kv_heads)
-    parts = 32 if rows <= 2 else 16
     out = heads.new_empty((rows, query_heads, head_dim))
-    mixed = torch.empty((rows * kv_heads * parts, group, head_dim), dtype=torch.float32, device=heads.device)
-    sums = torch.empty((rows * kv_heads * parts, 2, group), dtype=torch.float32, device=heads.device)
     query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
-    _decode[(rows, kv_heads, parts)](
-        heads, query_weight, key_weight, rotation, cache, tables, lengths, out, mixed, sums, counters,
-        eps, head_dim**-0.5 * 1.4426950408889634, cache.stride(0), tables.shape[1], window or NO_WINDOW,
-        query_heads, kv_heads, head_dim, group, norms is not None, page_size, BLOCK, parts, early(),
-        num_warps=4, launch_pdl=early(),
+    programs, _, lines, _ = work.mixed.shape
+    _decode[(programs,)](
+        heads, query_weight, key_weight, rotation, cache, tables, lengths, *work[2:], out, eps,
+        head_dim**-0.5 * 1.4426950408889634, tables.shape[1], window or 0, query_heads, kv_heads, head_dim,
+        norms is not None, page_size, work.tokens, work.together, lines, max(MERGED // (lines * head_dim), 1),
+        SETUP, early(), num_warps=8 if lines >= 128 else 4, num_stages=STAGES, launch_pdl=early(),
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _decode(
-    heads, query_weight, key_weight, rotation, cache, tables, lengths, out, part_mixed, part_sums, counters,
-    eps, scale, slot_stride, width, window,
-    query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, group: tl.constexpr,
-    normalize: tl.constexpr, page_size: tl.constexpr, block: tl.constexpr, parts: tl.constexpr,
+    heads, query_weight, key_weight, rotation, cache, tables, lengths, places, totals, part_mixed, part_sums,
+    arrivals, out, eps, scale, width, window: tl.constexpr, query_heads: tl.constexpr, kv_heads: tl.constexpr,
+    head_dim: tl.constexpr, normalize: tl.constexpr, page_size: tl.constexpr, tokens: tl.constexpr,
+    together: tl.constexpr, lines: tl.constexpr, at_once: tl.constexpr, setup: tl.constexpr,
     early: tl.constexpr,
 ):  # fmt: skip
-    """`scale` includes log2(e): shares are powers of two. `group`: query heads of a key-value head, padded."""
+    """`scale` includes log2(e): shares are powers of two. `at_once`: parts that are merged at once."""
     let_next_start(early)
-    row, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    last = tl.load(lengths + row) - 1  # the new token's position
-    first = tl.maximum(last + 1 - window, 0)
-    blocks = tl.cdiv(last - first, block)
-    blocks_each = tl.maximum(tl.cdiv(blocks, parts), 1)
-    active = tl.maximum(tl.cdiv(blocks, blocks_each), 1)
-    if part >= active:
+    program = tl.program_id(0)
+    place = places + 5 * program
+    row, length, inside = tl.load(place).to(tl.int64), tl.load(place + 1), tl.load(place + 2)
+    unit, end = tl.load(place + 3), tl.load(place + 4)
+    if unit == end:
         wait_for_earlier(early)
         return
-    column = tl.arange(0, head_dim)
-    pages = tables + row * width
-    cached = cache + kv_head * head_dim + column[None, :]
-    start = first + part * blocks_each * block
-    end = tl.minimum(start + blocks_each * block, last)
-    keys, values, seen = _read(pages, cached, start, end, slot_stride, kv_heads * head_dim, page_size, block)
-    wait_for_earlier(early)
     kind: tl.constexpr = heads.dtype.element_ty
+    group: tl.constexpr = query_heads // kv_heads
+    slot_stride: tl.constexpr = 2 * kv_heads * head_dim
+    wait_for_earlier(early)
+    start_unit = unit
+    member, column = tl.arange(0, lines), tl.arange(0, head_dim)
     other = (column + head_dim // 2) % head_dim  # the dimension that each one is paired with
-    turn = rotation + row * 2 * head_dim + column
-    cos, sin = tl.load(turn)[None, :], tl.load(turn + head_dim)[None, :]
-    new = heads + row * (query_heads + 2 * kv_heads) * head_dim
-    member = tl.arange(0, group)
-    mine = (member < query_heads // kv_heads)[:, None]
-    query_head = (kv_head * (query_heads // kv_heads) + member)[:, None]
-    query = _turned(new, query_head, mine, query_weight, column, other, cos, sin, eps, head_dim, normalize)
-    largest = tl.full((group,), -1.0e30, tl.float32)
-    total = tl.zeros((group,), tl.float32)
-    mixed = tl.zeros((group, head_dim), tl.float32)
-    if part == 0:
-        key_head = query_heads + kv_head + tl.arange(0, 1)[:, None]
-        key = _turned(new, key_head, key_head >= 0, key_weight, column, other, cos, sin, eps, head_dim, normalize)
-        value = tl.load(new + (query_heads + kv_heads + kv_head) * head_dim + column[None, :])
-        page = tl.load(pages + last // page_size).to(tl.int64)
-        place = cached + (page * page_size + last % page_size) * slot_stride
-        stored_key, stored_value = as_stored(key, cache), as_stored(value, cache)
-        tl.store(place, stored_key)
-        tl.store(place + kv_heads * head_dim, stored_value)
-        key, value = stored_key.to(kind), stored_value.to(kind)
-        largest = tl.sum(query.to(tl.float32) * key.to(tl.float32), axis=1) * scale
-        total += 1.0
-        mixed += value.to(tl.float32)
-    largest, total, mixed = _attend(query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed)
-    for at in tl.range(start + block, end, block, num_stages=2):
-        keys, values, seen = _read(pages, cached, at, end, slot_stride, kv_heads * head_dim, page_size, block)
-        largest, total, mixed = _attend(query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed)
-    place = out + (row * query_heads + query_head) * head_dim + column[None, :]
-    if active == 1:
-        tl.store(place, (mixed / total[:, None]).to(kind), mine)
-        return
-    counter = counters + row * kv_heads + kv_head
-    base = (row * kv_heads + kv_head) * parts
-    line = (base + part) * group + member
-    tl.store(part_mixed + line[:, None] * head_dim + column[None, :], mixed)
-    tl.store(part_sums + (base + part) * 2 * group + member, largest)
-    tl.store(part_sums + (base + part) * 2 * group + group + member, total)
-    tl.debug_barrier()  # all threads have written before one of them counts
-    if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
-        tl.store(counter, 0)
-        at_once: tl.constexpr = 8 if group > 2 else 32 // group  # parts: as many as fit in registers
-        merged = tl.zeros((group, head_dim), tl.float32)
-        largest = tl.full((group,), -1.0e30, tl.float32)
-        total = tl.zeros((group,), tl.float32)
-        for first_part in range(0, active, at_once):
-            some = first_part + tl.arange(0, at_once)
-            there = (some < active)[:, None]
-            sums = part_sums + (base + some)[:, None] * 2 * group + member[None, :]
-            tops = tl.load(sums, there, -1.0e30)
-            totals = tl.load(sums + group, there, 0.0)
-            lines = ((base + some)[:, None] * group + member[None, :])[:, :, None]
-            pieces = tl.load(part_mixed + lines * head_dim + column[None, None, :], there[:, :, None], 0.0)
-            higher = tl.maximum(largest, tl.max(tops, axis=0))
+    mine = (member < together * group)[:, None]
+    line = tl.arange(0, tokens * together)  # of what is read at once: each token's heads follow each other
+    token = line // together
+    own = (member // group)[:, None] == (line % together)[None, :]
+    while unit < end:
+        last = length - 1  # the new token's position
+        base, blocks = _units(last, window, tokens, setup)
+        first_head, at = inside // blocks * together, inside % blocks
+        count = tl.minimum(blocks - at, end - unit)
+        low = base + tl.maximum(at - setup, 0) * tokens
+        high = tl.minimum(base + tl.maximum(at + count - setup, 0) * tokens, last)
+        # In one page, a unit's tokens need no more than one look at the table.
+        step = 0 if page_size % tokens == 0 else token
+        spread = (token - step) * slot_stride + line % together * head_dim
+        table = tables + row * width
+        page = tl.load(table + (low + step) // page_size, low + step < high, 0).to(tl.int64)
+        turn = rotation + row * 2 * head_dim + column
+        cos, sin = tl.load(turn)[None, :], tl.load(turn + head_dim)[None, :]
+        new = heads + row * (query_heads + 2 * kv_heads) * head_dim
+        query_head = (first_head * group + member)[:, None]
+        query = turned(new, query_head, mine, query_weight, column, other, cos, sin, eps, head_dim, normalize)
+        cached = cache + first_head * head_dim + column[None, :]
+        largest = tl.full((lines,), -1.0e30, tl.float32)
+        sums = tl.zeros((lines, tokens * together), tl.float32)
+        mixed = tl.zeros((lines, head_dim), tl.float32)
+        for start in tl.range(low, high, tokens):
+            slot = page * page_size + (start + step) % page_size
+            # The next pages are looked up early, so that their keys can be fetched while these are computed with.
+            following = start + tokens + step
+            page = tl.load(table + following // page_size, following < high, 0).to(tl.int64)
+            source = cached + (slot * slot_stride + spread)[:, None]
+            seen = start + token < high
+            if window > 0:
+                seen = seen & (start + token > last - window)
+            keys = tl.load(source, seen[:, None], 0.0).to(kind)
+            scores = tl.where(own & seen[None, :], tl.dot(query, keys.T) * scale, -float("inf"))
+            higher = tl.maximum(largest, tl.max(scores, axis=1))
             fade = tl.exp2(largest - higher)
-            shares = tl.exp2(tops - higher[None, :])
-            merged = merged * fade[:, None] + tl.sum(pieces * shares[:, :, None], axis=0)
-            total = total * fade + tl.sum(totals * shares, axis=0)
+            shares = tl.exp2(scores - higher[:, None])
+            sums = sums * fade[:, None] + shares
+            values = tl.load(source + kv_heads * head_dim, seen[:, None], 0.0).to(kind)
+            mixed = tl.dot(shares.to(kind), values, mixed * fade[:, None])
             largest = higher
-        mixed = merged / total[:, None]
-        tl.store(place, mixed.to(kind), mine)
+        total = tl.sum(sums, axis=1)
+        if at == 0:
+            head = member // group
+            key_head = (query_heads + first_head + head)[:, None]
+            key = turned(new, key_head, mine, key_weight, column, other, cos, sin, eps, head_dim, normalize)
+            value = tl.load(new + (key_head + kv_heads) * head_dim + column[None, :], mine, 0.0)
+            slot = tl.load(table + last // page_size).to(tl.int64) * page_size + last % page_size
+            target = cached + slot * slot_stride + head[:, None] * head_dim
+            stored_key, stored_value = as_stored(key, cache), as_stored(value, cache)
+            once = mine & (member % group == 0)[:, None]
+            tl.store(target, stored_key, once)
+            tl.store(target + kv_heads * head_dim, stored_value, once)
+            score = tl.sum(query.to(tl.float32) * stored_key.to(kind).to(tl.float32), axis=1) * scale
+            higher = tl.maximum(largest, score)
+            fade = tl.exp2(largest - higher)
+            share = tl.exp2(score - higher)
+            total = total * fade + share
+            mixed = mixed * fade[:, None] + stored_value.to(kind).to(tl.float32) * share[:, None]
+            largest = higher
+        result = out + (row * query_heads + query_head) * head_dim + column[None, :]
+        if count == blocks:
+            tl.store(result, (mixed / total[:, None]).to(kind), mine)
+        else:
+            # Program p begins with unit p * units // used, so who begins and who ends this row's heads is known.
+            units, used = tl.load(totals).to(tl.int64), tl.load(totals + 1)
+            opening = (unit - at).to(tl.int64)
+            leader = ((opening + 1) * used - 1) // units
+            parts = (((opening + blocks) * used - 1) // units - leader + 1).to(tl.int32)
+            plane = tl.num_programs(0) * 2 * lines
+            part_line = (2 * program + (opening > start_unit)) * lines + member
+            tl.store(part_mixed + part_line[:, None] * head_dim + column[None, :], mixed)
+            tl.store(part_sums + part_line, largest)
+            tl.store(part_sums + plane + part_line, total)
+            tl.debug_barrier()  # all threads have written before one of them counts
+            if tl.atomic_add(arrivals + leader, 1, sem="acq_rel") == parts - 1:
+                tl.store(arrivals + leader, 0)
+                late = (opening > leader * units // used).to(tl.int32)  # the first part is its program's second
+                mixed, total = _merge(
+                    part_mixed, part_sums, plane, 2 * leader.to(tl.int32), late, parts, lines, head_dim, at_once
+                )  # fmt: skip
+                tl.store(result, (mixed / total[:, None]).to(kind), mine)
+        unit += count
+        inside += count
+        if inside == blocks * (kv_heads // together):
+            inside = 0
+            row += 1
+            length = tl.load(lengths + row, unit < end, 1)
 
 
 @triton.jit
-def _turned(
+def _merge(
+    part_mixed, part_sums, plane, first, late, parts, lines: tl.constexpr, head_dim: tl.constexpr,
+    at_once: tl.constexpr,
+):  # fmt: skip
+    """The sums of all parts of some heads, [lines, head_dim], and of their shares, [lines].
+
+    The parts are every second from `first` on; the first one is the next after it if `late`.
+    """
+    member, column = tl.arange(0, lines), tl.arange(0, head_dim)
+    largest = tl.full((lines,), -1.0e30, tl.float32)
+    total = tl.zeros((lines,), tl.float32)
+    mixed = tl.zeros((lines, head_dim), tl.float32)
+    for done in range(0, parts, at_once):
+        part = done + tl.arange(0, at_once)
+        there = (part < parts)[None, :]
+        line = ((first + 2 * part + tl.where(part == 0, late, 0)) * lines)[None, :] + member[:, None]
+        tops = tl.load(part_sums + line, there, -1.0e30, cache_modifier=".cg")
+        totals = tl.load(part_sums + plane + line, there, 0.0, cache_modifier=".cg")
+        place = part_mixed + line[:, :, None] * head_dim + column[None, None, :]
+        pieces = tl.load(place, there[:, :, None], 0.0, cache_modifier=".cg")
+        higher = tl.maximum(largest, tl.max(tops, axis=1))
+        fade = tl.exp2(largest - higher)
+        shares = tl.exp2(tops - higher[:, None])
+        mixed = mixed * fade[:, None] + tl.sum(pieces * shares[:, :, None], axis=1)
+        total = total * fade + tl.sum(totals * shares, axis=1)
+        largest = higher
+    return mixed, total
+
+
+@triton.jit
+def _units(last, window: tl.constexpr, tokens: tl.constexpr, setup: tl.constexpr):
+    """Where the tokens begin that a new one at `last` attends to, rounded down, and how many units they make.
+
+    The first `setup` units stand for the new token, and for what it takes to begin with a row.
+    """
+    base = 0
+    if window > 0:
+        base = tl.maximum(last + 1 - window, 0) // tokens * tokens
+    return base, setup + tl.cdiv(last - base, tokens)
+
+
+@triton.jit
+def turned(
     new, head, mask, weight, column, other, cos, sin, eps, head_dim: tl.constexpr, normalize: tl.constexpr
 ):  # fmt: skip
     """Heads [n, head_dim] of the new token, normalized and rotated, as `rotate_and_store` does it."""
@@ -155,26 +329,3 @@ def _turned(
         x = (x * scale * tl.load(weight + column)[None, :].to(tl.float32)).to(kind).to(tl.float32)
         paired = (paired * scale * tl.load(weight + other)[None, :].to(tl.float32)).to(kind).to(tl.float32)
     return (x * cos + paired * sin).to(kind)
-
-
-@triton.jit
-def _read(
-    pages, cached, start, end, slot_stride, value_offset, page_size: tl.constexpr, block: tl.constexpr
-):  # fmt: skip
-    """Keys and values [block, head_dim] of the tokens from `start`, and which of them are before `end`."""
-    token = start + tl.arange(0, block)
-    seen = token < end
-    page = tl.load(pages + token // page_size, seen, 0).to(tl.int64)
-    place = cached + (page * page_size + token % page_size)[:, None] * slot_stride
-    return tl.load(place, seen[:, None], 0.0), tl.load(place + value_offset, seen[:, None], 0.0), seen
-
-
-@triton.jit
-def _attend(query, keys, values, seen, scale, largest, total, mixed):
-    """Take in more tokens (online softmax: Milakov and Gimelshein 2018)."""
-    scores = tl.where(seen[None, :], tl.dot(query, keys.T) * scale, -1.0e30)
-    higher = tl.maximum(largest, tl.max(scores, axis=1))
-    shares = tl.where(seen[None, :], tl.exp2(scores - higher[:, None]), 0.0)
-    fade = tl.exp2(largest - higher)
-    mixed = tl.dot(shares.to(values.dtype), values, mixed * fade[:, None])
-    return higher, total * fade + tl.sum(shares, axis=1), mixed
