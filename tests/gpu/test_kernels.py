@@ -40,6 +40,17 @@ def test_add_rms_norm(rows: int, size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [24, 5120])
+def test_rms_norm_and_gather(size: int, dtype: torch.dtype) -> None:
+    table, weight = normal(50, size, dtype=dtype), normal(size, dtype=dtype)
+    index = torch.tensor([49, 0, 7], device=CUDA)
+    kernels = kernels_for(table)
+    rows = kernels.gather(table, index)
+    assert torch.equal(rows, table[index])
+    close(kernels.rms_norm(rows, weight, 1e-6), F.rms_norm(rows, (size,), weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [24, 3072])
 def test_silu_and_mul(size: int, dtype: torch.dtype) -> None:
     x = normal(77, 2 * size, dtype=dtype)
@@ -75,6 +86,43 @@ def test_gemv_with_what_is_around_it(out: int, into: int, dtype: torch.dtype) ->
     expected = stream + F.linear(x, weight)
     assert gemv(x, weight, residual=stream) is stream
     close(stream, expected)
+
+
+@pytest.mark.parametrize("tokens", [2, 16, 40, 64, 100])
+@pytest.mark.parametrize(("out", "into"), [(4096, 1024), (1024, 3072), (1024, 2048), (99, 72)])
+def test_linear_of_few_tokens(out: int, into: int, tokens: int) -> None:
+    kernels = kernels_for(x := normal(tokens, into, dtype=torch.bfloat16), "linear")
+    weight = normal(2 * out, into, dtype=torch.bfloat16) * into**-0.5
+    bias = normal(2 * out, dtype=torch.bfloat16)
+    counters = torch.zeros(kernels.TILES, dtype=torch.int32, device=CUDA)
+    plain = F.linear(x.float(), weight.float())
+    gate, up = plain.chunk(2, dim=-1)
+    close(kernels.linear(x, weight, bias, counters), (plain + bias).to(torch.bfloat16))
+    close(kernels.linear(x, weight, None, counters, gated=True), (F.silu(gate) * up).to(torch.bfloat16))
+    assert torch.equal(*(kernels.linear(x, weight, None, counters) for _ in range(2)))
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("tokens", [2, 16, 40, 64, 100])
+@pytest.mark.parametrize(("hidden", "into", "out"), [(1024, 2048, 3072), (1024, 3072, 4096), (104, 72, 40)])
+def test_linear_to_the_stream_and_from_its_norm(hidden: int, into: int, out: int, tokens: int) -> None:
+    kernels = kernels_for(x := normal(tokens, into, dtype=torch.bfloat16), "linear")
+    weight = normal(hidden, into, dtype=torch.bfloat16) * into**-0.5
+    norm, next_weight = normal(hidden, dtype=torch.bfloat16), normal(2 * out, hidden, dtype=torch.bfloat16)
+    next_weight *= hidden**-0.5
+    stream, alone = normal(tokens, hidden, dtype=torch.bfloat16).repeat(2, 1, 1)
+    counters = torch.zeros(kernels.TILES, dtype=torch.int32, device=CUDA)
+    expected = (stream + F.linear(x.float(), weight.float())).to(torch.bfloat16)
+    begun = kernels.linear_to_stream(x, weight, counters, stream, (norm, 1e-6))
+    close(stream, expected)
+    assert kernels.linear_to_stream(x, weight, counters, alone, None) is alone
+    assert torch.equal(alone, stream)
+    plain = F.linear(F.rms_norm(expected.float(), (hidden,), norm.float(), 1e-6), next_weight.float())
+    gate, up = plain.chunk(2, dim=-1)
+    for gated, exact in ((False, plain), (True, F.silu(gate) * up)):
+        result = kernels.linear(begun, next_weight, None, counters, gated=gated).float()
+        assert (result - exact).norm() < 6e-3 * exact.norm()  # three roundings to bfloat16, of 2e-3 each
+    assert not counters.any()
 
 
 @pytest.mark.parametrize("window", [None, 100])

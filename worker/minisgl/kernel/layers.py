@@ -40,6 +40,47 @@ def _add_rms_norm(x, residual, weight, out, size, eps, block: tl.constexpr, earl
     tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [T, size], contiguous -> normalized and times `weight`."""
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(x.shape[1])
+    _rms_norm[(x.shape[0],)](
+        x, weight, out, x.shape[1], eps, block, early(), num_warps=_warps(block), launch_pdl=early()
+    )
+    return out
+
+
+@triton.jit
+def _rms_norm(x, weight, out, size, eps, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
+    start = tl.program_id(0).to(tl.int64) * size
+    columns = tl.arange(0, block)
+    mask = columns < size
+    values = tl.load(x + start + columns, mask, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values) / size + eps)
+    scaled = values * scale * tl.load(weight + columns, mask, 0.0).to(tl.float32)
+    tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask)
+
+
+def gather(table: Tensor, index: Tensor) -> Tensor:
+    """Rows [T, size] of `table` [n, size], contiguous, by int64 [T]; torch takes microseconds more for a few."""
+    out = table.new_empty((len(index), table.shape[1]))
+    if len(index):
+        block = min(triton.next_power_of_2(table.shape[1]), 1024)
+        grid = len(index), triton.cdiv(table.shape[1], block)
+        _gather[grid](table, index, out, table.shape[1], block, early(), launch_pdl=early())
+    return out
+
+
+@triton.jit
+def _gather(table, index, out, size, block: tl.constexpr, early: tl.constexpr):
+    begin(early)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * block + tl.arange(0, block)
+    values = tl.load(table + tl.load(index + row) * size + columns, columns < size)
+    tl.store(out + row * size + columns, values, columns < size)
+
+
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 n], contiguous -> ``silu(first half) * second half`` [T, n]."""
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2

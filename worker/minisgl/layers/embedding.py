@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisgl.distributed import Communicator
+from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.weights import Piece, parameter, split
 
@@ -24,6 +25,9 @@ class VocabEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.comm.size == 1:
+            kernels = kernels_for(tokens)
+            if kernels is not None:
+                return kernels.gather(self.weight, tokens)  # type: ignore[no-any-return]
             return F.embedding(tokens, self.weight)
         local = tokens - self.span.start
         elsewhere = (local < 0) | (local >= self.span.size)

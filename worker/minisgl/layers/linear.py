@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from minisgl.layers.quantized import FP8, MULTIPLE
 from minisgl.layers.weights import Piece, Span, parameter
 from minisgl.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from minisgl.kernel.linear import Weighted
+
 
 class Linear(nn.Module):
     """One rank's weight [out, in], and what it takes to hold it in FP8."""
@@ -24,19 +28,39 @@ class Linear(nn.Module):
     """float32 [out], of a weight in FP8."""
 
     bias: nn.Parameter | None
+    counters: Tensor
+    """As `minisgl.kernel.linear` needs them."""
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
         self.register_buffer("scale", None)
 
-    def one_token(
-        self, x: Tensor, *, norm: RMSNorm | None = None, gated: bool = False, residual: Tensor | None = None
-    ) -> Tensor:
-        """The layer of one token on one CUDA device, with what is around it: `minisgl.kernel.gemv`."""
-        before = None if norm is None else (norm.weight, norm.eps)
-        return kernels_for(x, "gemv").gemv(  # type: ignore[no-any-return]
-            x, self.weight, self.bias, scale=self.scale, norm=before, gated=gated, residual=residual
+    def few_tokens(self, x: Tensor | Weighted, norm: RMSNorm, *, gated: bool = False) -> Tensor:
+        """``self(norm(x))`` of few tokens on one CUDA device, where x may have been begun to be normalized.
+
+        `gated`: as for `minisgl.kernel.gemv`, which runs for one token, and `minisgl.kernel.linear`, for more.
+        """
+        if isinstance(x, Tensor) and len(x) == 1:
+            return kernels_for(x, "gemv").gemv(  # type: ignore[no-any-return]
+                x, self.weight, self.bias, scale=self.scale, norm=(norm.weight, norm.eps), gated=gated
+            )
+        begun = norm(x) if isinstance(x, Tensor) else x
+        kernels = kernels_for(self.weight, "linear")
+        return kernels.linear(  # type: ignore[no-any-return]
+            begun, self.weight, self.bias, self.counters, gated=gated
+        )
+
+    def few_to_stream(self, x: Tensor, stream: Tensor, norm: RMSNorm | None) -> Tensor | Weighted:
+        """Add ``self(x)`` of few tokens on one CUDA device to `stream`; what `norm` comes to next is begun."""
+        if len(x) == 1:
+            return kernels_for(x, "gemv").gemv(  # type: ignore[no-any-return]
+                x, self.weight, self.bias, scale=self.scale, residual=stream
+            )
+        kernels = kernels_for(x, "linear")
+        following = None if norm is None else (norm.weight, norm.eps)
+        return kernels.linear_to_stream(  # type: ignore[no-any-return]
+            x, self.weight, self.counters, stream, following
         )
 
     def to_fp8(self) -> None:
@@ -49,7 +73,15 @@ class Linear(nn.Module):
         self.weight = parameter(*self.weight.shape, dtype=FP8)
         self.scale = torch.empty(len(self.weight), dtype=torch.float32)
 
+    def most_tokens(self) -> int:
+        """That `few_tokens` takes, and is faster for than the layer by itself."""
+        small = self.scale is None and self.weight.itemsize == 2
+        return kernels_for(self.weight, "linear").most_tokens(*self.weight.shape) if small else 1
+
     def pack(self) -> None:
+        if self.weight.is_cuda:
+            count = kernels_for(self.weight, "linear").TILES
+            self.counters = torch.zeros(count, dtype=torch.int32, device=self.weight.device)
         self.weight = nn.Parameter(pack(self.weight), requires_grad=False)
 
 

@@ -40,6 +40,6 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return y
     kernels = kernels_for(x, "gemv") if len(x) == 1 else None
-    if kernels is not None and len(weight) <= kernels.MOST_ROWS:
+    if kernels is not None and (len(weight) <= kernels.MOST_ROWS or weight.shape[1] <= kernels.WIDE):
         return kernels.gemv(x, weight, bias)  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)

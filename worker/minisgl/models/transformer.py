@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ from minisgl.layers.moe import MoE
 from minisgl.layers.norm import RMSNorm
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from minisgl.kernel.linear import Weighted
 
 
 class DecoderLayer(nn.Module):
@@ -54,16 +59,23 @@ class DecoderLayer(nn.Module):
         x = self.attention(self.attention_norm.add(x, residual), rotation, attend)
         return self.mlp(self.mlp_norm.add(x, residual))  # type: ignore[no-any-return]
 
-    def one_token(self, stream: Tensor, rotation: Tensor, attend: Attend) -> None:
-        """The same for one token on CUDA, with a kernel for each matrix: adds to `stream` [1, hidden] in place."""
+    def few_tokens(
+        self, x: Tensor | Weighted, stream: Tensor, rotation: Tensor, attend: Attend, following: RMSNorm | None
+    ) -> Tensor | Weighted:
+        """The same for few tokens on CUDA, with less around each matrix: adds to `stream` [T, hidden] in place.
+
+        x: the stream, or what the attention's norm has begun with -> what the next layer's, `following`, has.
+        """
         attention = self.attention
-        projected = attention.qkv.one_token(stream, norm=self.attention_norm)
-        attention.output.one_token(attention.mix(projected, rotation, attend), residual=stream)
-        if isinstance(self.mlp, GatedMLP):
-            hidden = self.mlp.gate_up.one_token(stream, norm=self.mlp_norm, gated=True)
-            self.mlp.down.one_token(hidden, residual=stream)
-        else:
+        projected = attention.qkv.few_tokens(x, self.attention_norm)
+        mixed = attention.mix(projected, rotation, attend)
+        if not isinstance(self.mlp, GatedMLP):
+            attention.output.few_to_stream(mixed, stream, None)
             stream += self.mlp(self.mlp_norm(stream))
+            return stream
+        x = attention.output.few_to_stream(mixed, stream, self.mlp_norm)
+        hidden = self.mlp.gate_up.few_tokens(x, self.mlp_norm, gated=True)
+        return self.mlp.down.few_to_stream(hidden, stream, following)
 
 
 class Transformer(nn.Module):
@@ -83,15 +95,19 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i, comm, dtype) for i in range(config.num_layers))
         self.norm = RMSNorm(hidden_size, config.rms_norm_eps, dtype=dtype)
         self.head = VocabHead(vocab_size, hidden_size, comm, tied=config.tie_embeddings, dtype=dtype)
+        self.few = 0
+        """Tokens up to which `DecoderLayer.few_tokens` runs."""
 
     def forward(self, tokens: Tensor, positions: Tensor, attention: Attend) -> Tensor:
         """tokens and positions int64 [T] -> normalized hidden states [T, hidden]. Call in inference mode."""
         rotation = self.rotary.at(positions)
         x = self.embedding(tokens)
-        if len(x) == 1 and x.is_cuda and self.embedding.comm.size == 1:
-            for layer in self.layers:
-                assert isinstance(layer, DecoderLayer)
-                layer.one_token(x, rotation, attention)
+        if 0 < len(x) <= self.few:
+            begun: Tensor | Weighted = x
+            layers = cast("list[DecoderLayer]", list(self.layers))
+            norms = [*(layer.attention_norm for layer in layers[1:]), None]
+            for each, following in zip(layers, norms, strict=True):
+                begun = each.few_tokens(begun, x, rotation, attention, following)
             return self.norm(x)  # type: ignore[no-any-return]
         residual = torch.zeros_like(x)
         for layer in self.layers:
@@ -110,3 +126,7 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear | MoE | VocabHead):
                 module.pack()
+        if self.embedding.weight.is_cuda and self.embedding.comm.size == 1:
+            sparse = any(isinstance(module, MoE) for module in self.modules())
+            linears = [module for module in self.modules() if isinstance(module, Linear)]
+            self.few = 1 if sparse else min(linear.most_tokens() for linear in linears)
