@@ -35,7 +35,9 @@ class Server:
         command = [sys.executable, "-m", "minisgl", "--model", str(model), "--port", "0"]
         command += ["--drain-grace", "0", "--drain-timeout", "0", *options]
         command += ["--dummy-weight"] if weightless(model) else []
-        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        # An installation has Python's bytecode, and one that has not yet writes it at its first start.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        self.process = subprocess.Popen(command, stdout=self._log, stderr=self._log, env=environment)
         self._name = model.resolve().name
         self.url = ""
         """Its root, once it listens."""

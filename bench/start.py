@@ -38,9 +38,11 @@ def main(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> None:
 def measure(
     model: Path, options: str, runs: int, *, cold: bool = False
 ) -> tuple[list[dict[str, Any]], list[Figure]]:
-    """Each run, and medians as figures: ready, first token, and the scheduler's phases, of which imports and the
-    rest come one after the other.
+    """Each run, and medians as figures: ready, first token, and the scheduler's phases, one after the other.
+
+    A first start is not counted: it may compile kernels, and Python's modules to bytecode.
     """
+    start_once(model, options)
     results: list[dict[str, Any]] = []
     for _ in range(runs):
         if cold:

@@ -1,4 +1,4 @@
-"""A start on a GPU: weights arrive as the checkpoint has them, and what was built ahead is not built again."""
+"""A start on a GPU: weights arrive as the checkpoint has them, early or late, and what is done later is done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +17,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from minisgl.distributed import Communicator
+from minisgl.engine.engine import Engine
+from minisgl.engine.graphs import DecodeGraphs
+from minisgl.engine.prefill_graphs import PrefillGraphs
+from minisgl.llm import LLM, SamplingParams
 from minisgl.models import reading
 from minisgl.models.checkpoint import inspect
 from minisgl.models.loader import read_weights
 from minisgl.models.mapping import pieces
 from minisgl.models.transformer import Transformer
+from support.judge import Judge
 from support.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -48,10 +56,96 @@ def test_weights_on_the_gpu_are_those_of_the_checkpoint(
     monkeypatch.setattr(reading, "STAGING_BYTES", staging)
     with CUDA:
         model = Transformer(inspect(path), Communicator(rank, size), dtype)
-    read_weights(model, path, CUDA)
+    read_weights(model, path, CUDA).wait()
     for piece in pieces(model):
         expected = whole[piece.name][piece.source or ...].to(piece.target.dtype)
         assert torch.equal(piece.target.cpu(), expected), piece.name
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = make_tiny_model("qwen3", tmp_path_factory.mktemp("models") / "qwen3", num_hidden_layers=5, head_dim=64)
+    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(path / "tokenizer.json"))
+    return path
+
+
+def greedy_tokens(path: Path, **more: Any) -> list[tuple[list[int], list[int]]]:
+    """Prompts and their greedy tokens, in batches of several sizes, by an engine that is made for it."""
+    some = [[(7 * i + 3 * j) % 500 for j in range(4 + 11 * i)] for i in range(20)]
+    options: dict[str, Any] = {"num_pages": 600, "page_size": 16, "max_running_requests": 20}
+    options |= {"attention": ("triton", "triton")}  # nothing of a library is compiled for it
+    params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+    with LLM(str(path), device="cuda", dtype="bfloat16", **options | more) as llm:
+        batches = [llm.generate(some[:count], params) for count in (1, 2, 3, 7, 11, 20)]
+    return [(completion.prompt_token_ids, completion.token_ids) for batch in batches for completion in batch]
+
+
+def test_weights_that_come_last_are_those_that_captured_steps_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = greedy_tokens(model)
+    captured = threading.Event()
+    capture, read = Engine._capture, reading._read_exactly
+
+    def then_tell(engine: Engine, most: int) -> None:
+        capture(engine, most)
+        captured.set()
+
+    def late(*arguments: Any) -> None:
+        assert captured.wait(60)
+        read(*arguments)
+
+    monkeypatch.setattr(Engine, "_capture", then_tell)
+    monkeypatch.setattr(reading, "_read_exactly", late)
+    assert greedy_tokens(model) == expected
+
+
+@pytest.mark.parametrize("quantization", ["none", "fp8"])
+def test_weights_are_read_while_steps_are_captured(
+    quantization: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = greedy_tokens(model, quantization=quantization)
+    capturing = threading.Event()
+    capture, read = Engine._capture, reading._read_exactly
+    meanwhile: list[bool] = []
+
+    def captured_at_leisure(engine: Engine, most: int) -> None:
+        capturing.set()
+        capture(engine, most)
+        time.sleep(0.5)
+        capturing.clear()
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.04)
+        read(*arguments)
+        meanwhile.append(capturing.is_set())
+
+    monkeypatch.setattr(Engine, "_capture", captured_at_leisure)
+    monkeypatch.setattr(reading, "_read_exactly", slowly)
+    monkeypatch.setattr(reading, "STAGING_BYTES", 1000)
+    assert greedy_tokens(model, quantization=quantization) == expected
+    assert sum(meanwhile) > 20
+
+
+def test_sizes_that_are_needed_before_there_was_time_for_them_are_captured_then(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[type, list[int]] = {DecodeGraphs: [], PrefillGraphs: []}
+
+    def noted(kind: type[DecodeGraphs | PrefillGraphs]) -> None:
+        capture = kind._capture
+
+        def note(graphs: Any, size: int) -> None:
+            capture(graphs, size)
+            sizes[kind].append(size)
+
+        monkeypatch.setattr(kind, "_capture", note)
+
+    noted(DecodeGraphs)
+    noted(PrefillGraphs)
+    monkeypatch.setattr(Engine, "idle", lambda _: False)
+    Judge(model).check(greedy_tokens(model))
+    assert sizes == {DecodeGraphs: [20, 1, 2, 4, 8, 16], PrefillGraphs: [512, 64]}
 
 
 def test_what_was_built_ahead_is_not_built_again(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from minisgl.utils.errors import UserError
 
 class StubConfig(msgspec.Struct, frozen=True, kw_only=True):
     does: str
-    """"serve", "exit", "user-error", "crash", "stubborn" (ignores SIGTERM), "drain" (serves until told to end)."""
+    """"serve", "exit", "user-error", "crash", "stubborn" (ignores SIGTERM), "drain" (serves until told to end),
+    "tell" (writes the variable TOLD instead of its process id, and leaves)."""
     pid_file: str
     """Written when the process has begun."""
     status: int = 0
@@ -30,9 +31,9 @@ def main(name: str, config: StubConfig) -> None:
     if config.does == "stubborn":
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-    Path(config.pid_file).write_text(str(os.getpid()))
+    Path(config.pid_file).write_text(os.environ["TOLD"] if config.does == "tell" else str(os.getpid()))
     match config.does:
-        case "exit":
+        case "exit" | "tell":
             sys.exit(config.status)
         case "user-error":
             raise UserError("the checkpoint is cut short")

@@ -8,8 +8,8 @@ import sys
 
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.server.args import parse_arguments
-from minisgl.server.launcher import launch
-from minisgl.utils.child import EXIT_USER_ERROR
+from minisgl.server.launcher import SCHEDULER, launch
+from minisgl.utils.child import EXIT_USER_ERROR, spawn
 from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import use_kernel_cache
 
@@ -18,6 +18,7 @@ def main() -> None:
     """Exit status: 0 when told to end, 2 for what the user must mend, 1 when the worker died."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))  # nothing is up yet; threads of a download must not delay it
+    first = spawn(SCHEDULER)  # it has a lot to import, whatever the options say
     try:
         options = parse_arguments(sys.argv[1:], os.environ)
         path = resolve(options.model, options.revision)
@@ -28,10 +29,13 @@ def main() -> None:
         )
         if options.kernel_cache is not None:
             use_kernel_cache(options.kernel_cache, os.environ)
-        sys.exit(launch(config))
+        sys.exit(launch(config, first))
     except UserError as error:
         print(f"minisgl: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    finally:
+        first.kill()
+        first.wait()
 
 
 if __name__ == "__main__":

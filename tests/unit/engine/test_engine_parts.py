@@ -59,7 +59,7 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "first", "later"),
+    ("most", "needed", "others"),
     [
         (1, [1], []),
         (3, [1, 2, 3], []),
@@ -68,8 +68,8 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
         (64, [1, 2, 4, 8, 16, 32, 64], [24, 40, 48, 56]),
     ],
 )
-def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, first: list[int], later: list[int]) -> None:
-    assert captured_sizes(most) == (first, later)
+def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, needed: list[int], others: list[int]) -> None:
+    assert captured_sizes(most) == (needed, others)
 
 
 def test_steps_build_no_autograd_graph() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from minisgl.models.checkpoint import inspect, read_header
 from minisgl.models.fields import ModelError
 from minisgl.models.loader import check_coverage, load_model, read_weights
 from minisgl.models.mapping import pieces
-from minisgl.models.reading import Source, chunks, fill
+from minisgl.models.reading import Filling, Source, chunks
 from minisgl.models.transformer import Transformer
 from support.full_attention import FullAttention
 from support.tiny_models import make_tiny_model
@@ -122,9 +123,27 @@ def test_a_part_is_the_same_through_any_staging_buffer(
     whole = {name: tensor for file in path.glob("*.safetensors") for name, tensor in load_file(file).items()}
     monkeypatch.setattr(reading, "STAGING_BYTES", staging)
     model = Transformer(inspect(path), Communicator(rank, size), torch.float32)
-    read_weights(model, path, CPU)
+    read_weights(model, path, CPU).wait()
     for piece in pieces(model):
         assert torch.equal(piece.target, whole[piece.name][piece.source or ...]), piece.name
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "kept"),
+    [
+        ("llama", {"num_hidden_layers": 6}, [0, 1, 5]),
+        ("llama", {"num_hidden_layers": 1}, [0]),
+        ("qwen3_moe", {"num_hidden_layers": 7, "mlp_only_layers": [0, 2, 3, 5]}, [0, 1, 2, 4, 5, 6]),
+    ],
+)
+def test_a_short_run_has_some_layers_of_each_kind(
+    family: str, overrides: dict[str, Any], kept: list[int], tmp_path: Path
+) -> None:
+    model = Transformer(inspect(make_tiny_model(family, tmp_path, **overrides)), Communicator(), torch.float32)
+    every = list(model.layers)
+    with model.shortened():
+        assert [every.index(layer) for layer in model.layers] == kept
+    assert list(model.layers) == every
 
 
 def test_a_buffer_holds_no_more_than_a_row_or_what_it_may(tmp_path: Path) -> None:
@@ -144,7 +163,7 @@ def test_the_first_fault_of_a_file_that_changes_ends_the_loading(tmp_path: Path)
     piece = Piece("model.embed_tokens.weight", entry.shape, (), target)
     past_the_end = Source(file, file.stat().st_size - 100, torch.float32)
     with pytest.raises(ModelError, match="cut short"):
-        fill([(piece, past_the_end)] * 40, CPU)
+        Filling([(piece, past_the_end)] * 40, CPU).wait()
     assert (target == 0).all()
 
 

@@ -12,9 +12,26 @@ from pathlib import Path
 
 import pytest
 
+from minisgl.utils.child import ChildHeader, configure, spawn
 from support.fake_workers import wait_until
+from support.stub_child import StubConfig
 
 TESTS = Path(__file__).parents[2]
+
+
+def test_a_child_that_is_never_told_what_it_is_leaves_with_its_parent() -> None:
+    child = spawn("support.stub_child")
+    assert child.stdin is not None
+    child.stdin.close()
+    assert child.wait(10) == 1
+
+
+def test_a_spawned_child_hears_of_variables_that_were_set_since(tmp_path: Path) -> None:
+    child = spawn("support.stub_child")
+    config = StubConfig(does="tell", pid_file=str(tmp_path / "told"))
+    configure(child, ChildHeader(name="stub", environment={"TOLD": "later"}), config)
+    assert child.wait(10) == 0
+    assert (tmp_path / "told").read_text() == "later"
 
 
 class Launch:

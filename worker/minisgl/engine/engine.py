@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +21,14 @@ from minisgl.engine.cuda_stream import CudaStream
 from minisgl.engine.fp8 import check_fp8
 from minisgl.engine.graphs import DecodeGraphs
 from minisgl.engine.memory import count_pages, free_bytes
+from minisgl.engine.parallel_start import quick_switches, wake_libraries
 from minisgl.engine.prefill_graphs import PrefillGraphs, ReplayedStep
 from minisgl.engine.rows import Choice, Rows, StepInput
 from minisgl.engine.sampler import greedy, sample
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
 from minisgl.models.config import ModelConfig
-from minisgl.models.loader import load_model
+from minisgl.models.loader import begin_loading
 from minisgl.utils.errors import UserError
 
 logger = logging.getLogger("minisgl.engine")
@@ -35,6 +37,7 @@ logger = logging.getLogger("minisgl.engine")
 class Engine:
     """Runs the steps of one rank: `minisgl.core.batch.Executor`. Ready when constructed."""
 
+    @quick_switches()
     def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
         """Raises `UserError` for a model, an option or a machine with which it cannot run."""
         longest = config.max_seq_len or model.max_position
@@ -56,10 +59,13 @@ class Engine:
         threads = config.num_threads or max(1, torch.get_num_threads() // config.tp_size)
         torch.set_num_threads(threads)
         free_before = free_bytes(device)
+        waking = threading.Thread(target=wake_libraries, args=(device, dtype, model.hidden_size))
+        if device.type == "cuda":
+            waking.start()
         with self._phase("distributed"):
             self._comm = connect(config.tp_rank, config.tp_size, config.rendezvous, device)
         with self._phase("weights"):
-            self._model = load_model(
+            self._model, filling = begin_loading(
                 model,
                 Path(config.model_path),
                 self._comm,
@@ -68,32 +74,39 @@ class Engine:
                 dummy=config.dummy_weight,
                 quantization=config.quantization,
             )
-        with self._phase("kv_pool"):
-            pool = _create_pool(config, model, self._comm, device, dtype, longest, free_before)
-        num_pages = pool.num_pages - 1
-        self.limits = EngineLimits(
-            num_pages=num_pages,
-            page_size=pool.page_size,
-            max_seq_len=min(longest, num_pages * pool.page_size),
-            max_running_requests=config.max_running_requests,
-            vocab_size=model.vocab_size,
-        )
-        self._rows = Rows(
-            num_rows=config.max_running_requests,
-            max_pages=-(-self.limits.max_seq_len // pool.page_size),
-            page_size=pool.page_size,
-            device=device,
-            padding_page=num_pages,
-        )
-        with self._phase("attention"):
-            self._attention = create_attention(backends, pool, model.windows, model.num_heads // config.tp_size)
-        self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
-        self._graphs: DecodeGraphs | None = None
-        self._prefill_graphs: PrefillGraphs | None = None
-        with self._phase("warmup"):
-            self._warm_up()
-        with self._phase("graphs"):
-            self._capture(min(config.cuda_graph_max_batch, config.max_running_requests))
+        with filling:  # on a GPU, weights are read on while the rest is set up
+            with self._phase("kv_pool"):
+                pool = _create_pool(config, model, self._comm, device, dtype, longest, free_before)
+            num_pages = pool.num_pages - 1
+            self.limits = EngineLimits(
+                num_pages=num_pages,
+                page_size=pool.page_size,
+                max_seq_len=min(longest, num_pages * pool.page_size),
+                max_running_requests=config.max_running_requests,
+                vocab_size=model.vocab_size,
+            )
+            self._rows = Rows(
+                num_rows=config.max_running_requests,
+                max_pages=-(-self.limits.max_seq_len // pool.page_size),
+                page_size=pool.page_size,
+                device=device,
+                padding_page=num_pages,
+            )
+            with self._phase("attention"):
+                self._attention = create_attention(
+                    backends, pool, model.windows, model.num_heads // config.tp_size
+                )
+            self._stream = CudaStream(device) if device.type == "cuda" else Stream(threads)
+            self._graphs: DecodeGraphs | None = None
+            self._prefill_graphs: PrefillGraphs | None = None
+            with self._phase("warmup"):
+                if device.type == "cuda":
+                    waking.join()
+                self._warm_up()
+            with self._phase("graphs"):
+                self._capture(min(config.cuda_graph_max_batch, config.max_running_requests))
+            with self._phase("weights"):
+                filling.wait()
 
     def launch(self, batch: Batch) -> PendingStep:
         """Start a step and return at once."""
@@ -114,9 +127,11 @@ class Engine:
 
     def _step(self, batch: Batch) -> Tensor:
         """One step; int64 [S], as `Batch` orders the tokens."""
-        self._rows.update(batch)
-        if self._graphs is not None and not batch.prefill and len(batch.decode_rows) <= self._graphs.most:
-            return self._graphs.replay(len(batch.decode_rows), self._rows.choice(batch.decode_rows))
+        graphs, decodes = self._graphs, len(batch.decode_rows)
+        if graphs is not None and not batch.prefill and decodes <= graphs.most:
+            graphs.prepare(decodes)
+            self._rows.update(batch)
+            return graphs.replay(decodes, self._rows.choice(batch.decode_rows))
         step, hidden = self._run(batch)
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
@@ -134,9 +149,13 @@ class Engine:
         return tokens
 
     def _run(self, batch: Batch) -> tuple[StepInput | ReplayedStep, Tensor]:
-        """The model's part of a step: for which rows to sample, and the hidden states of the step's tokens."""
-        if self._prefill_graphs is not None and batch.prefill and batch.num_tokens <= self._prefill_graphs.most:
-            return self._prefill_graphs.replay(batch)
+        """Update the rows and run the model: for which of them to sample, and the step's hidden states."""
+        graphs = self._prefill_graphs
+        if graphs is not None and batch.prefill and batch.num_tokens <= graphs.most:
+            graphs.prepare(batch.num_tokens)
+            self._rows.update(batch)
+            return graphs.replay(batch)
+        self._rows.update(batch)
         step = self._rows.lay_out(batch)
         return step, self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
 
@@ -163,16 +182,18 @@ class Engine:
             pages=[PageWrite(0, 0, pages)],
             prefill=[PrefillChunk(0, 0, [0], sample=True)],
         )
-        self.launch(prefill).tokens()
-        self.launch(Batch(decode_rows=[0], decode_lengths=[2])).tokens()
+        decode = Batch(decode_rows=[0], decode_lengths=[2])
         # To continue a row may be another kernel than to begin one.
-        self.launch(Batch(prefill=[PrefillChunk(0, 1, [0], sample=True)])).tokens()
+        more = Batch(prefill=[PrefillChunk(0, 1, [0], sample=True)])
+        with self._model.shortened():
+            for batch in (prefill, decode, more):
+                self.launch(batch).tokens()
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.phases[name] = time.perf_counter() - start
+        self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
 
 
 def _create_pool(

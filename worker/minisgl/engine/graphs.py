@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 def captured_sizes(most: int) -> tuple[list[int], list[int]]:
-    """Numbers of rows to capture at once, and those for later: powers of two and `most`; every eighth besides."""
-    first = {1 << i for i in range(most.bit_length())} | {most}
-    return sorted(first), sorted(set(range(8, most, 8)) - first)
+    """Numbers of rows: those that no batch has to do without, powers of two and `most`; every eighth besides."""
+    needed = {1 << i for i in range(most.bit_length())} | {most}
+    return sorted(needed), sorted(set(range(8, most, 8)) - needed)
+
+
+THREAD_LOCAL = "thread_local"
+"""How strict a capture is: other threads may use the device, since they may still read weights."""
 
 
 class _Captured(NamedTuple):
@@ -43,7 +47,7 @@ class DecodeGraphs:
     def __init__(
         self, most: int, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
     ) -> None:
-        """Captures the first sizes, the largest before the others, so that they fit in its memory."""
+        """Captures the largest size, so that the others fit in its memory, and the smallest."""
         self.most = most
         """The largest number of rows that can be replayed."""
         self._model = model
@@ -53,13 +57,21 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Captured] = {}
         self._sizes: list[int] = []  # captured, ascending
-        first, self.later = captured_sizes(most)
-        for size in reversed(first):
-            self._capture(size)
+        self._needed, others = captured_sizes(most)
+        self.later = [*self._needed[::-1], *others]
+        """Sizes that are not captured yet."""
+        self.prepare(most)
+        self.prepare(1)
 
     def capture_next(self) -> None:
-        """Capture one of the sizes left for `later`. No request may be running."""
-        self._capture(self.later.pop(0))
+        """Capture one of the sizes left for `later`."""
+        self._capture(self.later[0])
+
+    def prepare(self, count: int) -> None:
+        """Before `Rows.update` of a step of `count` rows: capture the size that it needs, if none yet does."""
+        size = self._needed[bisect_left(self._needed, count)]
+        if size not in self._graphs:
+            self._capture(size)
 
     def replay(self, count: int, choice: Choice) -> Tensor:
         """A step of the first `count` of `Rows.decode_rows`, of which `choice` is the most demanding.
@@ -76,12 +88,14 @@ class DecodeGraphs:
         step, filtered = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             self._rows.update(Batch())  # leaves nothing but padding in `Rows.decode_rows`
-            self._rows.finish_draw(self._step(size))  # compiles kernels and sets up libraries
-            with torch.cuda.graph(step, pool=self._pool, stream=self._stream):
+            with self._model.shortened():
+                self._rows.finish_draw(self._step(size))  # compiles kernels and sets up libraries
+            with torch.cuda.graph(step, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
                 begun = self._step(size)
-            with torch.cuda.graph(filtered, pool=self._pool, stream=self._stream):
+            with torch.cuda.graph(filtered, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
                 self._rows.finish_draw(begun)
         # The logits' memory goes back to the pool: nothing else runs between the two graphs that use it.
+        self.later.remove(size)
         self._graphs[size] = _Captured(step, filtered, begun.tokens)
         insort(self._sizes, size)
 

@@ -17,14 +17,15 @@ from torch import Tensor
 from minisgl.attention.paged import PagedAttention
 from minisgl.attention.triton_backend import Numbers, cut_tiles
 from minisgl.core.batch import Batch
+from minisgl.engine.graphs import THREAD_LOCAL
 from minisgl.engine.rows import Choice, Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
-SIZES = (512, 64)
-"""Numbers of tokens to capture at once, the largest first, so that the others fit in its memory."""
-LATER = (128, 192, 256, 32, 16, 384)
-"""Those to capture when there is time."""
+SIZES = (512, 64, 128, 192, 256, 32, 16, 384)
+"""Numbers of tokens to capture: the largest at once, so that the others fit in its memory."""
+SHORT = 64
+"""The one that is captured at the latest when a step can use it."""
 TOKENS, TILES, SAMPLED = slice(0, 3), slice(3, 7), slice(7, 9)
 FIELDS = 9
 """Of what is sent, int64 [FIELDS, size]: of each token its row, position and token; of each tile what
@@ -51,8 +52,8 @@ class PrefillGraphs:
     def __init__(
         self, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
     ) -> None:
-        """Captures the first sizes. Rows must hold no request."""
-        self.later = list(LATER)
+        """Captures the largest size."""
+        self.later = [size for size in SIZES if size <= self.most]
         """Sizes that are not captured yet."""
         self._model = model
         self._rows = rows
@@ -63,12 +64,17 @@ class PrefillGraphs:
         self._sent = torch.empty(FIELDS * self.most, dtype=torch.int64, device=rows.lengths.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._results: dict[int, Tensor] = {}
-        for size in SIZES:
-            self._capture(size)
+        if self.later:
+            self._capture(self.later[0])
 
     def capture_next(self) -> None:
-        """Capture one of the sizes left for later. No request may be running."""
-        self._capture(self.later.pop(0))
+        """Capture one of the sizes left for later."""
+        self._capture(self.later[0])
+
+    def prepare(self, tokens: int) -> None:
+        """Before `Rows.update` of a step of `tokens`: capture the size for short ones, if idle time was short."""
+        if tokens <= SHORT and SHORT in self.later:
+            self._capture(SHORT)
 
     def replay(self, batch: Batch) -> tuple[ReplayedStep, Tensor]:
         """A step of at most `most` tokens, after `Rows.update`.
@@ -122,9 +128,11 @@ class PrefillGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             self._send(Batch(), size)
-            self._step(size)  # compiles kernels and sets up libraries
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            with self._model.shortened():
+                self._step(size)  # compiles kernels and sets up libraries
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
                 self._results[size] = self._step(size)
+        self.later.remove(size)
         self._graphs[size] = graph
         insort(self._sizes, size)
 

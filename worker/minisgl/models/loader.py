@@ -19,7 +19,7 @@ from minisgl.models.checkpoint import read_header, weight_files
 from minisgl.models.config import ModelConfig
 from minisgl.models.fields import ModelError
 from minisgl.models.mapping import is_redundant, pieces
-from minisgl.models.reading import Source, fill
+from minisgl.models.reading import Filling, Source
 from minisgl.models.transformer import Transformer
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
@@ -36,7 +36,29 @@ def load_model(
     dummy: bool = False,
     quantization: Quantization = "none",
 ) -> Transformer:
+    """As `begin_loading`, but returns when every weight is there."""
+    model, filling = begin_loading(
+        config, path, comm, device=device, dtype=dtype, dummy=dummy, quantization=quantization
+    )
+    with filling:
+        filling.wait()
+    return model
+
+
+def begin_loading(
+    config: ModelConfig,
+    path: Path,
+    comm: Communicator,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    dummy: bool = False,
+    quantization: Quantization = "none",
+) -> tuple[Transformer, Filling]:
     """This rank's part of the model in directory `path`, on `device` in `dtype`, ready to run.
+
+    On a GPU its weights are still being read, by what is returned beside it; those that have not come are 0, so
+    that it can run meanwhile: only its output means nothing.
 
     `dummy`: no weight is read; they are drawn from a normal distribution of std 0.02, norms are 1.
     `quantization`: fp8 rounds the linear layers' tensors as they are read: the device holds few of them unrounded.
@@ -52,16 +74,23 @@ def load_model(
         model.to_empty(device=device)
     if dummy:
         _randomize(model, device, dtype)
+        filling = Filling((), device)
     else:
-        read_weights(model, path, device)
-    if quantization != "none" and device.type == "cuda":
-        torch.cuda.empty_cache()  # what rounding took is the KV pool's now
+        if device.type == "cuda":
+            for tensor in model.state_dict().values():
+                tensor.zero_()
+        filling = read_weights(model, path, device)
+        if device.type == "cpu":
+            filling.wait()  # `prepare` copies them
     model.prepare()
-    return model.eval()
+    return model.eval(), filling
 
 
-def read_weights(model: Transformer, path: Path, device: torch.device) -> None:
-    """Fill the parameters, on `device`, from the checkpoint in directory `path`; raises as `load_model` does."""
+def read_weights(model: Transformer, path: Path, device: torch.device) -> Filling:
+    """Begin to fill the parameters, on `device`, from the checkpoint in directory `path`.
+
+    Raises as `begin_loading` does.
+    """
     wanted = list(pieces(model))
     check_coverage(wanted, model)
     found = {name: (file, entry) for file in weight_files(path) for name, entry in read_header(file).items()}
@@ -88,7 +117,7 @@ def read_weights(model: Transformer, path: Path, device: torch.device) -> None:
         raise ModelError(
             f"{found[unknown][0]}: tensor {unknown} is unknown to {model.config.architecture} as config.json says"
         )
-    fill(zip(wanted, sources, strict=True), device)
+    return Filling(zip(wanted, sources, strict=True), device)
 
 
 def check_coverage(some: Iterable[Piece], model: nn.Module) -> None:

@@ -11,10 +11,9 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -60,25 +59,42 @@ class Chunk(NamedTuple):
         return math.prod(self.shape) * self.source.dtype.itemsize
 
 
-def fill(wanted: Iterable[tuple[Piece, Source]], device: torch.device) -> None:
-    """Read each piece from its source into its target, on `device`. Returns when all are there.
+class Filling:
+    """Threads that read each piece from its source into its target, on `device`, from the construction on.
 
-    Raises `ModelError` when a file cannot be read, or ends early.
+    They end with the ``with`` block, whatever is left to read then.
     """
-    some = [chunk for piece, source in wanted for chunk in chunks(piece, source, STAGING_BYTES)]
-    some.sort(key=lambda chunk: chunk.source[:2])  # a disk is fastest when it is read in order
-    todo = deque(some)
-    size = max((chunk.size for chunk in some), default=0)
-    count = min(READERS, os.cpu_count() or 1)
-    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        files = {
-            file: stack.enter_context(file.open("rb", buffering=0))
-            for file in {chunk.source.file for chunk in some}
-        }
-        for reader in [pool.submit(_read, todo, files, device, size) for _ in range(count)]:
-            reader.result()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+
+    def __init__(self, wanted: Iterable[tuple[Piece, Source]], device: torch.device) -> None:
+        """Raises `ModelError` when a file cannot be opened."""
+        some = [chunk for piece, source in wanted for chunk in chunks(piece, source, STAGING_BYTES)]
+        some.sort(key=lambda chunk: chunk.source[:2])  # a disk is fastest when it is read in order
+        self._todo = deque(some)
+        self._device = device
+        self._files = {file: _open(file) for file in {chunk.source.file for chunk in some}}
+        size = max((chunk.size for chunk in some), default=0)
+        count = min(READERS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(count)
+        self._readers = [
+            self._pool.submit(_read, self._todo, self._files, device, size) for _ in range(count if some else 0)
+        ]
+
+    def wait(self) -> None:
+        """Returns when all are there. Raises `ModelError` when a file cannot be read, or ends early."""
+        with self:
+            for reader in self._readers:
+                reader.result()
+            if self._readers and self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._todo.clear()
+        self._pool.shutdown()
+        for file in self._files.values():
+            file.close()
 
 
 def chunks(piece: Piece, source: Source, most: int) -> Iterator[Chunk]:
@@ -122,6 +138,13 @@ def _read(todo: deque[Chunk], files: Mapping[Path, FileIO], device: torch.device
     except BaseException:
         todo.clear()
         raise
+
+
+def _open(file: Path) -> FileIO:
+    try:
+        return file.open("rb", buffering=0)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _read_exactly(file: FileIO, buffer: memoryview, source: Source) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -117,6 +119,20 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden], of the tokens whose successors are wanted -> [S, vocab], the same on every rank."""
         return self.head(hidden)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def shortened(self) -> Iterator[None]:
+        """Within, only the first two layers of each kind run, and the last: they set up what all others need."""
+        layers, config = self.layers, self.config
+        kinds: dict[object, list[int]] = {}
+        for i in range(len(layers)):
+            kinds.setdefault((config.windows[i], config.is_sparse(i)), []).append(i)
+        kept = sorted({i for places in kinds.values() for i in (*places[:2], places[-1])})
+        self.layers = nn.ModuleList(layers[i] for i in kept)
+        try:
+            yield
+        finally:
+            self.layers = layers
 
     def prepare(self) -> None:
         """Once, when the parameters hold the weights: bring everything into the form that runs fastest."""

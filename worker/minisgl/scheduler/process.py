@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
 from minisgl.core.config import SchedulerProcessConfig
-from minisgl.engine.engine import Engine
 from minisgl.models.config import ModelConfig
 from minisgl.scheduler.io import RankEndpoint, RankZeroEndpoint
 from minisgl.scheduler.loop import normal_loop, overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.utils.child import run_child
+from minisgl.utils.cuda_driver import load_driver
 
 logger = logging.getLogger("minisgl.scheduler")
 
 
 def main(process: str, config: SchedulerProcessConfig) -> None:
     """Build the engine, then schedule until the launcher ends the process, or rank 0 says stop."""
+    from minisgl.engine.engine import Engine  # noqa: PLC0415  imported by `load_engine`
+
     age = seconds_since_start()
     phases = {"launch": max(seconds_since_start(os.getppid()) - age, 0.0), "imports": age}
     model = ModelConfig.load(Path(config.engine.model_path))
@@ -40,9 +45,18 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
         endpoint.announce(limits, phases)
     else:
         endpoint = RankEndpoint(config.addresses, config.engine.tp_rank, process)
+    gc.freeze()
+    gc.enable()
     loop = overlap_loop if config.scheduler.overlap else normal_loop
     loop(scheduler, engine, endpoint)
     engine.close()
+
+
+def load_engine() -> None:
+    """What takes seconds whatever the options are: torch is imported, while a thread wakes the GPU's driver."""
+    gc.disable()  # what a start makes stays; to look for garbage among it takes a tenth of the time
+    threading.Thread(target=load_driver, daemon=True).start()
+    importlib.import_module("minisgl.engine.engine")
 
 
 def seconds_since_start(process: int | str = "self") -> float:
@@ -56,4 +70,4 @@ def seconds_since_start(process: int | str = "self") -> float:
 
 
 if __name__ == "__main__":
-    run_child(SchedulerProcessConfig, main)
+    run_child(SchedulerProcessConfig, main, ahead=load_engine)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ctypes
 from importlib import metadata
 
+from minisgl.utils.cuda_driver import load_driver
+
 
 def count_cuda_devices() -> int:
     """CUDA devices that this process may use, as the driver counts them: CUDA_VISIBLE_DEVICES is obeyed."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
+    driver = load_driver()
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
 

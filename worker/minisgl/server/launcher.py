@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 
 import msgspec
 
@@ -15,17 +16,23 @@ from minisgl.server.config import ApiConfig, ServerConfig, ShellConfig, WorkerCo
 from minisgl.server.supervisor import ORDERS, Supervisor
 from minisgl.utils.child import ChildHeader
 from minisgl.utils.errors import UserError
+from minisgl.utils.kernel_cache import VARIABLES
 from minisgl.utils.log import configure_logging
 from minisgl.utils.sockets import private_directory
 
 logger = logging.getLogger("minisgl.launcher")
 
+SCHEDULER = "minisgl.scheduler.process"
+"""The module of the processes that take longest to start."""
 _FLUSH_SECONDS = 10.0
 """What a drain may take beyond the times that the user gave: the last bytes to slow clients, and some patience."""
 
 
-def launch(config: WorkerConfig) -> int:
-    """Serve until told to end, or until a process dies; return the exit status. Raises `UserError`."""
+def launch(config: WorkerConfig, first: subprocess.Popen[bytes]) -> int:
+    """Serve until told to end, or until a process dies; return the exit status. Raises `UserError`.
+
+    `first`: the process of rank 0, spawned ahead, since it takes longest.
+    """
     configure_logging("launcher", config.log_level)
     # A signal from here on waits for the supervisor, so that none ends the launch between two of its steps.
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
@@ -34,11 +41,12 @@ def launch(config: WorkerConfig) -> int:
         listener = stack.enter_context(listen(server))
         host, port = listener.getsockname()[:2]
         directory = stack.enter_context(private_directory())
-        header = ChildHeader(name="", log_level=config.log_level, directory=directory)
+        environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        header = ChildHeader(name="", log_level=config.log_level, directory=directory, environment=environment)
         drain_seconds = server.drain_grace + server.drain_timeout + _FLUSH_SECONDS
         supervisor = stack.enter_context(Supervisor(header, drain_seconds=drain_seconds))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
-        start_processes(supervisor, config, Addresses(directory=directory), listener)
+        start_processes(supervisor, config, Addresses(directory=directory), listener, first)
         listener.close()  # so that clients are refused as soon as the API server stops listening
         logger.info(
             "serving %s as %r on http://%s:%d once it is loaded",
@@ -55,18 +63,22 @@ def launch(config: WorkerConfig) -> int:
 
 
 def start_processes(
-    supervisor: Supervisor, config: WorkerConfig, addresses: Addresses, listener: socket.socket
+    supervisor: Supervisor,
+    config: WorkerConfig,
+    addresses: Addresses,
+    listener: socket.socket,
+    first: subprocess.Popen[bytes],
 ) -> None:
     """Start every process that serves; they wait for each other by themselves."""
     path = config.engine.model_path
     ranks = [f"scheduler-{rank}" for rank in range(config.engine.tp_size)]
     tokenizers = [f"tokenizer-{index}" for index in range(config.num_tokenizers)]
-    for rank, name in enumerate(ranks):  # first, since they take longest
+    for rank, name in enumerate(ranks):
         engine = msgspec.structs.replace(
             config.engine, tp_rank=rank, rendezvous=os.path.join(addresses.directory, "rendezvous")
         )
         scheduler = SchedulerProcessConfig(engine=engine, scheduler=config.scheduler, addresses=addresses)
-        supervisor.start(name, "minisgl.scheduler.process", scheduler)
+        supervisor.start(name, SCHEDULER, scheduler, spawned=None if rank else first)
     api = ApiConfig(
         server=config.server,
         addresses=addresses,

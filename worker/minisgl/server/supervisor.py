@@ -14,7 +14,7 @@ from typing import Self
 
 import msgspec
 
-from minisgl.utils.child import EXIT_USER_ERROR, ChildHeader, start_child
+from minisgl.utils.child import EXIT_USER_ERROR, ChildHeader, configure, spawn
 
 logger = logging.getLogger("minisgl.launcher")
 
@@ -64,13 +64,15 @@ class Supervisor:
         drains: bool = False,
         terminal: bool = False,
         pass_fds: Sequence[int] = (),
+        spawned: subprocess.Popen[bytes] | None = None,
     ) -> None:
-        """Start one process.
+        """Start one process, or go on with one that is `spawned` already.
 
         To one with `terminal` the launcher leaves the terminal's Ctrl-C, and its end ends the worker well.
         """
         header = msgspec.structs.replace(self._header, name=name)
-        self._children[name] = start_child(module, header, config, terminal=terminal, pass_fds=pass_fds)
+        child = self._children[name] = spawned or spawn(module, terminal=terminal, pass_fds=pass_fds)
+        configure(child, header, config)
         if drains:
             self._drains = name
         if terminal:

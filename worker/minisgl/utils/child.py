@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import TypeVar
 
 import msgspec
@@ -42,6 +43,8 @@ class ChildHeader(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     directory: str = ""
     """The launch's private directory, removed by a child that outlives the launcher."""
+    environment: dict[str, str] = {}
+    """Variables that the launcher has set since it spawned the child."""
 
 
 def start_child(
@@ -52,6 +55,13 @@ def start_child(
     terminal: bool = False,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
+    """`spawn` a child and `configure` it."""
+    process = spawn(module, terminal=terminal, pass_fds=pass_fds)
+    configure(process, header, config)
+    return process
+
+
+def spawn(module: str, *, terminal: bool = False, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """Start ``python -m module``, which calls `run_child`, in a session of its own: Ctrl-C is not for it.
 
     With `terminal` it keeps the terminal and its signals, and its last argument is the descriptor that it finds
@@ -68,11 +78,15 @@ def start_child(
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, start_new_session=True, pass_fds=pass_fds, env=environment
         )
+    return process
+
+
+def configure(process: subprocess.Popen[bytes], header: ChildHeader, config: msgspec.Struct) -> None:
+    """Tell a spawned child what it is."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it is dead already, and its exit status says why
         process.stdin.write(configuration_line(header, config))
         process.stdin.flush()
-    return process
 
 
 def configuration_line(header: ChildHeader, config: msgspec.Struct) -> bytes:
@@ -80,21 +94,24 @@ def configuration_line(header: ChildHeader, config: msgspec.Struct) -> bytes:
     return msgspec.json.encode([header, config]) + b"\n"
 
 
-def run_child(kind: type[T], main: Callable[[str, T], None], source: int = 0) -> None:
+def run_child(
+    kind: type[T], main: Callable[[str, T], None], source: int = 0, ahead: Callable[[], None] | None = None
+) -> None:
     """Run ``main(name, config)`` in this process, with the configuration that the launcher wrote.
 
     `source` is the descriptor to read it from: standard input, but for a child that talks to the terminal.
+    `ahead` is called at once, before the launcher may know what to write.
 
     A `UserError` becomes one line on standard error, the first of a launch alone, and exit status 2; any other
     exception a logged traceback and exit status 1.
     """
-    # Without a buffer, which would keep what follows from the thread that waits for the end.
-    line = open(source, "rb", buffering=0, closefd=False).readline()  # noqa: SIM115
-    if not line:
-        sys.exit(1)
-    header, config = msgspec.json.decode(line, type=tuple[ChildHeader, kind])  # type: ignore[valid-type]
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(source, lines), daemon=True).start()
+    if ahead is not None:
+        ahead()
+    header, config = msgspec.json.decode(lines.get(), type=tuple[ChildHeader, kind])  # type: ignore[valid-type]
+    os.environ.update(header.environment)
     configure_logging(header.name, header.log_level)
-    threading.Thread(target=_leave_with_parent, args=(source, header.directory), daemon=True).start()
     try:
         main(header.name, config)
     except UserError as error:
@@ -119,9 +136,15 @@ def _is_first(directory: str) -> bool:
     return True
 
 
-def _leave_with_parent(source: int, directory: str) -> None:
-    while os.read(source, 4096):
-        pass
+def _listen(source: int, lines: SimpleQueue[bytes]) -> None:
+    """Pass the launcher's line on, then wait for the launcher's end, and leave with it."""
+    directory = ""
+    with open(source, "rb", buffering=0, closefd=False) as stream:
+        if line := stream.readline():
+            directory = msgspec.json.decode(line, type=tuple[ChildHeader, msgspec.Raw])[0].directory
+            lines.put(line)
+            while stream.read(4096):
+                pass
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)

@@ -10,11 +10,14 @@ from pathlib import Path
 from minisgl.utils.errors import UserError
 
 KERNEL_CACHE = "MINISGL_KERNEL_CACHE"
+FLASHINFER = "FLASHINFER_WORKSPACE_BASE"
 COPIED = {
     "triton": ("TRITON_CACHE_DIR", ".triton/cache"),
     "flash_attn": ("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", ".cache/flash_attn"),
 }
 """Folders of the directory: the variable that leads a library there, and where it looks in the home otherwise."""
+VARIABLES = (FLASHINFER, *(variable for variable, _ in COPIED.values()))
+"""All that `use_kernel_cache` may set."""
 
 
 def use_kernel_cache(directory: str, environ: MutableMapping[str, str]) -> Path:
@@ -28,7 +31,7 @@ def use_kernel_cache(directory: str, environ: MutableMapping[str, str]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if os.access(path, os.W_OK):
-            environ["FLASHINFER_WORKSPACE_BASE"] = str(path)
+            environ[FLASHINFER] = str(path)
             environ.update({variable: str(path / name) for name, (variable, _) in COPIED.items()})
             return path
         for name, (variable, default) in COPIED.items():
