@@ -26,6 +26,10 @@ class GatedMLP(nn.Module):
         self.down = RowLinear(span, hidden_size, comm, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight = self.gate_up.weight
+        kernels = kernels_for(x, "stream") if self.gate_up.scale is None else None
+        if kernels is not None and 0 < len(x) <= kernels.MOST_TOKENS and kernels.suits(weight):
+            return self.down(kernels.gate_up(x, weight))  # type: ignore[no-any-return]
         return self.down(silu_and_mul(self.gate_up(x)))  # type: ignore[no-any-return]
 
     def pieces(self, name: str) -> Iterator[Piece]:
