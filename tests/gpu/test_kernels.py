@@ -121,7 +121,7 @@ def test_linear_to_the_stream_and_from_its_norm(hidden: int, into: int, out: int
     gate, up = plain.chunk(2, dim=-1)
     for gated, exact in ((False, plain), (True, F.silu(gate) * up)):
         result = kernels.linear(begun, next_weight, None, counters, gated=gated).float()
-        assert (result - exact).norm() < 1e-2 * exact.norm()  # three roundings to bfloat16, of 2e-3 each
+        assert (result - exact).norm() < 1e-2 * exact.norm()  # three roundings to bfloat16, of up to 4e-3 each
     assert not counters.any()
 
 
