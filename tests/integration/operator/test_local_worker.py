@@ -196,7 +196,8 @@ def test_a_worker_that_is_not_ready_in_time(start: Start, tmp_path: Path) -> Non
     """Its processes are suspended: they can neither become ready nor drain."""
     file = service(tmp_path, **{"  resources:": "  probes: {startupTimeoutSeconds: 10}\n  resources:"})
     local = start(file)
-    wait_until(lambda: len(local.processes()) == 5, START_SECONDS)
+    # Not before: a child that is suspended as it begins would suspend the launcher, which waits for it.
+    wait_until(lambda: "once it is loaded" in local.log(), START_SECONDS)
     children = local.processes()
     for child in children[1:]:
         child.suspend()

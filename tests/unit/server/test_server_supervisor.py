@@ -19,6 +19,11 @@ from support.stub_child import StubConfig
 TESTS = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
 def test_a_child_that_is_never_told_what_it_is_leaves_with_its_parent() -> None:
     child = spawn("support.stub_child")
     assert child.stdin is not None
@@ -44,7 +49,6 @@ class Launch:
             [sys.executable, "-m", "support.stub_launcher", str(directory), str(drain_seconds), *behaviours],
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(TESTS)},
         )
 
     def up(self) -> Launch:
