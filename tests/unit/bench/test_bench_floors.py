@@ -77,6 +77,7 @@ def test_quantization_and_ranks_lower_the_floor(models: dict[str, ModelConfig]) 
     plain, fp8 = floor_of(model), floor_of(model, quantization="fp8")
     head = 151_936 * 5120 * 2 / 4.25e12
     assert fp8.weights(1) - head == pytest.approx((plain.weights(1) - head) / 2)
+    assert fp8.prefill(1000) == plain.prefill(1000) / 2
     assert floor_of(model, kv_cache_dtype="fp8").kv(1000) == plain.kv(1000) / 2
     assert floor_of(model, tp_size=4).weights(1) == plain.weights(1) / 4
     assert Floor.of(model, "float32", {}, Ceilings()).kv(1000) == plain.kv(1000) * 2
