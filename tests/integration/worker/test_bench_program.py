@@ -69,7 +69,7 @@ def test_a_short_soak(tiny: Path, tmp_path: Path) -> None:
 
 def test_a_soak_whose_memory_is_not_flat_fails(tiny: Path, tmp_path: Path) -> None:
     printed, _ = bench(
-        *("soak", "--model", str(tiny), "--minutes", "0.05", "--wave", "0.5", "--bounds", '{"rss": 0.0001}'),
+        *("soak", "--model", str(tiny), "--minutes", "0.1", "--wave", "0.3", "--bounds", '{"rss": 0.0001}'),
         *("--options", '{"num_pages": 100, "max_running_requests": 8, "device": "cpu"}'),
         out=tmp_path / "soak.json",
         status=1,
