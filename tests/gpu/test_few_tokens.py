@@ -13,8 +13,8 @@ from minisgl.attention.base import Norms
 from minisgl.distributed import Communicator
 from minisgl.layers.rotary import rotate
 from minisgl.models.checkpoint import inspect
-from minisgl.models.loader import load_model
 from support.full_attention import FullAttention, full_logits
+from support.loading import load_model
 from support.tiny_models import make_tiny_model
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() == 0, reason="needs a CUDA GPU")

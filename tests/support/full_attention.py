@@ -10,7 +10,7 @@ from torch import Tensor
 from minisgl.attention.base import Norms, Target
 from minisgl.distributed import Communicator
 from minisgl.models.checkpoint import inspect
-from minisgl.models.loader import load_model
+from support.loading import load_model
 
 
 class Nowhere(Target):

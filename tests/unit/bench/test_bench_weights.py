@@ -11,8 +11,8 @@ from bench import weights
 
 from minisgl.distributed import Communicator
 from minisgl.models.checkpoint import inspect
-from minisgl.models.loader import load_model
 from minisgl.utils.errors import UserError
+from support.loading import load_model
 from support.tiny_models import make_tiny_model
 
 

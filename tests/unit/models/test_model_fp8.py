@@ -18,10 +18,10 @@ from minisgl.layers.linear import Linear
 from minisgl.layers.quantized import FP8, round_rows
 from minisgl.models.checkpoint import inspect
 from minisgl.models.config import ModelConfig
-from minisgl.models.loader import load_model
 from minisgl.models.transformer import Transformer
 from minisgl.utils.errors import UserError
 from support.full_attention import FullAttention
+from support.loading import load_model
 from support.tiny_models import make_tiny_model
 
 CPU = torch.device("cpu")

@@ -17,11 +17,12 @@ from minisgl.layers.weights import Piece
 from minisgl.models import reading
 from minisgl.models.checkpoint import inspect, read_header
 from minisgl.models.fields import ModelError
-from minisgl.models.loader import check_coverage, load_model, read_weights
+from minisgl.models.loader import check_coverage, read_weights
 from minisgl.models.mapping import pieces
 from minisgl.models.reading import Filling, Source, chunks
 from minisgl.models.transformer import Transformer
 from support.full_attention import FullAttention
+from support.loading import load_model
 from support.tiny_models import make_tiny_model
 
 CPU = torch.device("cpu")

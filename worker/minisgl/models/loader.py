@@ -26,25 +26,6 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 """What weights may be stored as. They are converted when the model runs in another type."""
 
 
-def load_model(
-    config: ModelConfig,
-    path: Path,
-    comm: Communicator,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    dummy: bool = False,
-    quantization: Quantization = "none",
-) -> Transformer:
-    """As `begin_loading`, but returns when every weight is there."""
-    model, filling = begin_loading(
-        config, path, comm, device=device, dtype=dtype, dummy=dummy, quantization=quantization
-    )
-    with filling:
-        filling.wait()
-    return model
-
-
 def begin_loading(
     config: ModelConfig,
     path: Path,

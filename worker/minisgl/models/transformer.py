@@ -81,7 +81,7 @@ class DecoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """One rank's part of a model. Its weights come from `loader.load_model`.
+    """One rank's part of a model. Its weights come from `loader.begin_loading`.
 
     The KV cache belongs to `attention`, which each call is given; nothing is kept from one call to the next.
     """
