@@ -83,7 +83,8 @@ def test_start_and_host(tiny: Path, tmp_path: Path) -> None:
     )
     (run,) = document["results"]
     assert 0 < run["ready"] < run["first_token"] < 120
-    assert 0 < sum(run["phases"].values()) < run["ready"] and run["phases"]["imports"] > 0
+    # The system knows when a process was started to a hundredth of a second.
+    assert 0 < sum(run["phases"].values()) < run["ready"] + 0.02 and run["phases"]["imports"] > 0
     assert "process start to ready" in printed
     options = '{"num_pages": 300, "device": "cpu"}'
     _, document = bench(
