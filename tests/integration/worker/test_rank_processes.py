@@ -41,7 +41,7 @@ from support.fake_workers import wait_until
 from support.worker_process import WorkerProcess
 
 VOCAB = 320
-SCHEDULER = SchedulerConfig(prefill_budget=128, check_ranks=True)
+SCHEDULER = SchedulerConfig(prefill_budget=256, check_ranks=True)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,9 @@ class Ranks:
         engine = EngineConfig(
             model_path=str(model),
             dummy_weight=True,
-            num_pages=180,
+            num_pages=400,
             page_size=4,
-            max_running_requests=24,
+            max_running_requests=48,
             tp_size=len(schedulers),
             rendezvous=f"{directory}/rendezvous",
             num_threads=1,
@@ -127,22 +127,26 @@ def running(model: Path, schedulers: list[SchedulerConfig]) -> Iterator[Ranks]:
 
 
 def random_request(draw: random.Random, uid: int) -> NewRequest:
-    """One of a few beginnings, an end of its own, and any sampling."""
+    """One of a few beginnings, an end of its own, and any sampling.
+
+    Of 500, the first 30 together outgrow the pool, so that some are retracted.
+    """
+    long = uid % 500 < 30
     prompt = [draw.randrange(4)] * draw.choice([0, 8, 20, 40])
     prompt += [draw.randrange(VOCAB) for _ in range(draw.choice([1, 3, 9, 30, 150]))]
     params = SamplingParams(
-        max_tokens=draw.choice([1, 2, 5, 9, 24]),
+        max_tokens=60 if long else draw.choice([1, 2, 5, 9]),
         temperature=draw.choice([0.0, 0.7, 1.0]),
         top_k=draw.choice([0, 1, 20]),
         top_p=draw.choice([1.0, 0.9]),
         min_p=draw.choice([0.0, 0.05]),
         seed=draw.randrange(2**40),
-        ignore_eos=draw.random() < 0.5,
+        ignore_eos=long or draw.random() < 0.5,
     )
     return NewRequest(uid=uid, token_ids=prompt, params=params)
 
 
-@pytest.mark.parametrize(("size", "requests"), [(2, 1000), (4, 150)])
+@pytest.mark.parametrize(("size", "requests"), [(2, 1000), (4, 60)])
 def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int, requests: int) -> None:
     """Every rank compares every step, and leaves at the first that differs."""
     draw = random.Random(size)
@@ -152,7 +156,7 @@ def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int,
     sent = 0
     with running(small, [SCHEDULER] * size) as ranks:
         while len(ended) < requests:
-            while sent < requests and sent - len(ended) < 60:
+            while sent < requests and sent - len(ended) < 80:
                 ranks.send(random_request(draw, sent))
                 sent += 1
                 if draw.random() < 0.2:
@@ -167,20 +171,20 @@ def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int,
         assert set(ended.values()) == {1}
         assert requests // 20 < reasons["abort"] <= len(aborted) and reasons["length"] > requests // 2
         stats = ranks.stats
-        assert stats.steps > requests // 4 and stats.retractions and stats.cached_tokens and stats.evicted_pages
+        assert stats.steps > 100 and stats.retractions and stats.cached_tokens and stats.evicted_pages
         assert set(ranks.beats) == {f"scheduler-{rank}" for rank in range(size)}
 
 
 def test_a_rank_that_schedules_otherwise_is_named(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    other = msgspec.structs.replace(SCHEDULER, prefill_budget=127)
-    with running(small, [SCHEDULER, SCHEDULER, other]) as ranks:
-        for uid, length in enumerate((50, 10, 128)):  # the last is the first that does not fit in 127
+    other = msgspec.structs.replace(SCHEDULER, prefill_budget=255)
+    with running(small, [SCHEDULER, other]) as ranks:
+        for uid, length in enumerate((50, 10, 256)):  # the last is the first that does not fit in 255
             params = SamplingParams(max_tokens=1, seed=0)
             ranks.send(NewRequest(uid=uid, token_ids=[uid] * length, params=params))
             if uid < 2:
                 assert ranks.step().finished_uids == [uid]
-        assert ranks.processes[2].wait(20) == 1
-    assert "RanksDiffer: rank 2 differs from rank 0 at step 3: prefill, requests" in capfd.readouterr().err
+        assert ranks.processes[1].wait(20) == 1
+    assert "RanksDiffer: rank 1 differs from rank 0 at step 3: prefill, requests" in capfd.readouterr().err
 
 
 Start = Callable[..., WorkerProcess]
@@ -214,16 +218,15 @@ def busy(worker: WorkerProcess) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_a_busy_worker_within_three_seconds(start: Start, rank: int) -> None:
+def test_a_killed_rank_ends_a_busy_worker_within_three_seconds(start: Start) -> None:
     worker = start().wait_ready()
     children = worker.children()
     with busy(worker):
         began = time.monotonic()
-        os.kill(children[f"scheduler.process-{rank}"].pid, signal.SIGKILL)
+        os.kill(children["scheduler.process-1"].pid, signal.SIGKILL)
         assert worker.process.wait(10) == 1
         assert time.monotonic() - began < 3
-    assert f"scheduler-{rank} was killed by SIGKILL: stopping the worker" in worker.log()
+    assert "scheduler-1 was killed by SIGKILL: stopping the worker" in worker.log()
     assert not [child for child in children.values() if child.is_running()]
 
 
