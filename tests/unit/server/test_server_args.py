@@ -40,7 +40,7 @@ def test_every_option_reaches_the_configuration() -> None:
         " --quantization fp8 --kv-cache-dtype fp8"
         " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10 --cuda-graph-max-batch 6"
     )
-    options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1")
+    options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1", MINISGL_CHECK_RANKS="1")
     assert (options.model, options.revision) == ("some/model", "v1")
     worker = options.worker(Path("/path"), checkpoint_dtype="bfloat16", max_position=99, sampling=PLAIN)
     assert (worker.num_tokenizers, worker.log_level, worker.shell) == (3, "debug", True)
@@ -54,7 +54,8 @@ def test_every_option_reaches_the_configuration() -> None:
     assert (engine.page_size, engine.num_pages, engine.max_running_requests, engine.max_seq_len) == (4, 100, 7, 99)
     assert (engine.quantization, engine.kv_cache_dtype) == ("fp8", "fp8")
     assert (engine.dummy_weight, engine.tp_size, engine.cuda_graph_max_batch) == (True, 2, 6)
-    assert (scheduler.cache, scheduler.prefill_budget, scheduler.overlap) == ("naive", 10, False)
+    assert (scheduler.cache, scheduler.prefill_budget) == ("naive", 10)
+    assert (scheduler.overlap, scheduler.check_ranks) == (False, True)
     assert (server.served_model_name, server.host, server.port, server.api_key) == ("name", "::1", 0, "k")
     assert (server.max_queued_requests, server.max_body_size) == (5, 6)
     assert (server.drain_grace, server.drain_timeout) == (0.5, 8.0)
@@ -169,6 +170,7 @@ def test_a_bad_value_is_named_with_its_option(option: str, value: str) -> None:
         ("", {"MINISGL_API_KEY": ""}, "MINISGL_API_KEY: a key is"),
         ("", {"MINISGL_API_KEY": "a b"}, "MINISGL_API_KEY: a key is"),
         ("", {"MINISGL_DISABLE_OVERLAP_SCHEDULING": "yes"}, "must be 0 or 1"),
+        ("", {"MINISGL_CHECK_RANKS": "yes"}, "MINISGL_CHECK_RANKS=yes: must be 0 or 1"),
         ("--por 1", {}, "unrecognized arguments: --por"),
         ("extra", {}, "unrecognized arguments: extra"),
     ],

@@ -103,6 +103,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one step: decodes first, prefill chunks fill the rest."""
     overlap: bool = True
     """Launch the next step before the last one's tokens are read."""
+    check_ranks: bool = False
+    """Every rank compares each step with rank 0's before it launches it: for debugging."""
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True):

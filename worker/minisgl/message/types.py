@@ -57,6 +57,15 @@ class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The last round: leave the loop."""
 
 
+class StepDigest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What a rank is about to compute. Rank 0 sends it after each round when ranks compare their steps."""
+
+    step: int
+    """Steps scheduled so far, this one among them."""
+    parts: dict[str, bytes]
+    """A hash of each part of the step, by the part's name."""
+
+
 class StepTokens(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
     """One step's output, scheduler to detokenizer.
 
@@ -103,9 +112,11 @@ class Rejected(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """`process` is ready and its loop goes round. Sent about once a second."""
+    """`process` is ready and lives. Sent about once a second."""
 
     process: str
+    rounds: int | None = None
+    """How often the loop of a rank has gone round, whose heartbeats a thread sends. None: the loop sends them."""
 
 
 class SchedulerReady(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from minisgl.message import (
     Round,
     SchedulerReady,
     SchedulerStats,
+    StepDigest,
     ToScheduler,
     encode,
 )
@@ -22,7 +24,9 @@ from minisgl.scheduler.scheduler import Scheduler
 from minisgl.utils.sockets import pull_socket, push_socket
 
 IDLE_SECONDS = 1.0
-"""How long an idle rank 0 waits before it goes round all the same, so that every rank's heart beats."""
+"""How long an idle rank 0 waits before it goes round all the same, so that every rank is seen to."""
+BEAT_SECONDS = 1.0
+"""Time between two heartbeats."""
 STATS_SECONDS = 0.1
 """Least time between two reports of a busy scheduler."""
 
@@ -33,26 +37,28 @@ class Broadcaster:
     def __init__(self, context: zmq.Context[Any], addresses: Addresses, tp_size: int) -> None:
         self._sockets = [push_socket(context, addresses.rank(rank), bind=True) for rank in range(1, tp_size)]
 
-    def send(self, arrived: Round) -> None:
+    def send(self, message: Round | StepDigest) -> None:
         if self._sockets:
-            frame = encode(arrived)
+            frame = encode(message)
             for socket in self._sockets:
                 socket.send(frame)
 
 
 class Heart:
-    """Tells the API server about once a second that this process goes round."""
+    """Tells the API server every second that this process lives, and how often its loop has gone round.
 
-    def __init__(self, api: Any, process: str) -> None:
-        self._api = api
-        self._frame = encode(Heartbeat(process=process))
-        self._next = 0.0
+    A thread does, so that a rank that waits for another in a step is not taken for the one that hangs.
+    """
 
-    def beat(self) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + IDLE_SECONDS
-            self._api.send(self._frame)
+    def __init__(self, context: zmq.Context[Any], addresses: Addresses, process: str) -> None:
+        self.rounds = 0
+        threading.Thread(target=self._beat, args=(context, addresses, process), daemon=True).start()
+
+    def _beat(self, context: zmq.Context[Any], addresses: Addresses, process: str) -> None:
+        api = push_socket(context, addresses.api)
+        while True:
+            api.send(encode(Heartbeat(process=process, rounds=self.rounds)))
+            time.sleep(BEAT_SECONDS)
 
 
 class RankZeroEndpoint:
@@ -64,7 +70,7 @@ class RankZeroEndpoint:
         self._broadcaster = Broadcaster(context, addresses, tp_size)
         self._detokenizer = push_socket(context, addresses.detokenizer)
         self._api = push_socket(context, addresses.api)
-        self._heart = Heart(self._api, process)
+        self._heart = Heart(context, addresses, process)
         self._decode: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._reported = SchedulerStats()
         self._next_report = 0.0
@@ -79,8 +85,13 @@ class RankZeroEndpoint:
             messages = [self._decode(frame) for frame in drain(self._inbox)]
         arrived = Round(messages=messages)
         self._broadcaster.send(arrived)
-        self._heart.beat()
+        self._heart.rounds += 1
         return arrived
+
+    def exchange(self, digest: StepDigest) -> StepDigest:
+        """Tell the other ranks what this one is about to compute."""
+        self._broadcaster.send(digest)
+        return digest
 
     def send(self, scheduler: Scheduler) -> None:
         output = scheduler.take_output()
@@ -101,13 +112,18 @@ class RankEndpoint:
     def __init__(self, addresses: Addresses, rank: int, process: str) -> None:
         context: zmq.Context[Any] = zmq.Context.instance()
         self._inbox = pull_socket(context, addresses.rank(rank), bind=False)
-        self._heart = Heart(push_socket(context, addresses.api), process)
+        self._heart = Heart(context, addresses, process)
         self._decode: Decoder[Round] = Decoder(Round)
+        self._decode_digest: Decoder[StepDigest] = Decoder(StepDigest)
 
     def receive(self, *, block: bool) -> Round:  # noqa: ARG002  rank 0 sends a round a step, whether or not it had to wait
         arrived = self._decode(self._inbox.recv())
-        self._heart.beat()
+        self._heart.rounds += 1
         return arrived
+
+    def exchange(self, digest: StepDigest) -> StepDigest:  # noqa: ARG002  rank 0's is all that is asked for
+        """What rank 0 is about to compute after the same round."""
+        return self._decode_digest(self._inbox.recv())
 
     def send(self, scheduler: Scheduler) -> None:
         scheduler.take_output()

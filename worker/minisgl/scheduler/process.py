@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minisgl.core.config import SchedulerProcessConfig
 from minisgl.models.config import ModelConfig
+from minisgl.scheduler.agreement import ComparedScheduler
 from minisgl.scheduler.io import RankEndpoint, RankZeroEndpoint
 from minisgl.scheduler.loop import normal_loop, overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
@@ -31,7 +32,6 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     engine = Engine(config.engine, model)
     phases |= engine.phases
     limits = engine.limits
-    scheduler = Scheduler(config.scheduler, limits, model.eos_ids)
     logger.info(
         "ready: %d pages of %d tokens, %d tokens a request at most; seconds: %s",
         limits.num_pages,
@@ -39,12 +39,18 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
         limits.max_seq_len,
         ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in phases.items()),
     )
+    rank = config.engine.tp_rank
     endpoint: RankZeroEndpoint | RankEndpoint
-    if config.engine.tp_rank == 0:
+    if rank == 0:
         endpoint = RankZeroEndpoint(config.addresses, config.engine.tp_size, process)
         endpoint.announce(limits, phases)
     else:
-        endpoint = RankEndpoint(config.addresses, config.engine.tp_rank, process)
+        endpoint = RankEndpoint(config.addresses, rank, process)
+    rules = config.scheduler, limits, model.eos_ids
+    if config.scheduler.check_ranks:
+        scheduler: Scheduler = ComparedScheduler(*rules, rank=rank, exchange=endpoint.exchange)
+    else:
+        scheduler = Scheduler(*rules)
     gc.freeze()
     gc.enable()
     loop = overlap_loop if config.scheduler.overlap else normal_loop

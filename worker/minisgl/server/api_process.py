@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -24,12 +25,15 @@ from minisgl.server.frontend import Frontend
 from minisgl.server.http_protocol import Http11Protocol
 from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Readiness
-from minisgl.utils.child import run_child
+from minisgl.utils.child import EXIT_EXPLAINED, run_child
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle time of common load balancers, which else reuse a connection as it closes."""
 FLUSH_SECONDS = 5
 """For the last bytes of answers to slow clients when the server stops."""
+
+
+logger = logging.getLogger("minisgl.server")
 
 
 class Server(uvicorn.Server):
@@ -57,6 +61,14 @@ def http_server(app: FastAPI) -> Server:
     )
 
 
+async def watch(readiness: Readiness) -> None:
+    """End this process, and with it the worker, when a rank hangs."""
+    while (hanging := readiness.hanging()) is None:
+        await asyncio.sleep(1)
+    logger.error("%s: stopping the worker", hanging)
+    os._exit(EXIT_EXPLAINED)  # a clean end would wait for answers that cannot come
+
+
 async def serve(config: ApiConfig) -> None:
     """Serve until drained. Raises what the frontend or the server raises."""
     metrics = Metrics(config.server.served_model_name)
@@ -76,6 +88,7 @@ async def serve(config: ApiConfig) -> None:
     receiving = asyncio.create_task(frontend.receive())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     draining = asyncio.create_task(drain.finished())
+    watching = asyncio.create_task(watch(frontend.readiness))
     await asyncio.wait({receiving, serving, draining}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await asyncio.wait({receiving, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,6 +96,7 @@ async def serve(config: ApiConfig) -> None:
         if task.done():
             task.result()
     receiving.cancel()
+    watching.cancel()
     frontend.destroy()
 
 

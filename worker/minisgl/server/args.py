@@ -23,7 +23,7 @@ from minisgl.core.config import (
 from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
-from minisgl.server.parser import ENGINE, NO_OVERLAP, SERVER, build_parser
+from minisgl.server.parser import CHECK_RANKS, ENGINE, NO_OVERLAP, SERVER, build_parser
 from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import KERNEL_CACHE
 
@@ -96,6 +96,7 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
             cache=cast(CacheType, given.cache),
             prefill_budget=given.max_prefill_length,
             overlap=not _flag(environ, NO_OVERLAP),
+            check_ranks=_flag(environ, CHECK_RANKS),
         ),
         server=ServerConfig(
             served_model_name=served_name,

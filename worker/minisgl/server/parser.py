@@ -16,6 +16,7 @@ from minisgl.utils.kernel_cache import KERNEL_CACHE
 ATTENTION_BACKENDS = ("auto", "flashinfer", "flash_attn", "triton", "torch")
 ATTENTION_SHORT = {"fi": "flashinfer", "fa": "flash_attn"}
 NO_OVERLAP = "MINISGL_DISABLE_OVERLAP_SCHEDULING"
+CHECK_RANKS = "MINISGL_CHECK_RANKS"
 ENGINE, SCHEDULER = EngineConfig(model_path=""), SchedulerConfig()
 SERVER = ServerConfig(served_model_name="")
 """These hold the defaults."""
@@ -55,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minisgl",
         description="Serve one language model over the OpenAI API.",
-        epilog=f"Environment: MINISGL_API_KEY or MINISGL_API_KEY_FILE instead of --api-key; {NO_OVERLAP}=1 runs "
-        "the steps of the engine one after the other, for debugging.",
+        epilog="Environment: MINISGL_API_KEY or MINISGL_API_KEY_FILE instead of --api-key; for debugging, "
+        f"{NO_OVERLAP}=1 runs the steps of the engine one after the other, and {CHECK_RANKS}=1 compares them "
+        "between the ranks.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minisgl {minisgl.__version__}")

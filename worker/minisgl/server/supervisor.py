@@ -14,7 +14,7 @@ from typing import Self
 
 import msgspec
 
-from minisgl.utils.child import EXIT_USER_ERROR, ChildHeader, configure, spawn
+from minisgl.utils.child import EXIT_EXPLAINED, EXIT_USER_ERROR, ChildHeader, configure, spawn
 
 logger = logging.getLogger("minisgl.launcher")
 
@@ -119,6 +119,8 @@ class Supervisor:
         if EXIT_USER_ERROR in dead.values():
             return EXIT_USER_ERROR
         for name, status in dead.items():
+            if status == EXIT_EXPLAINED:
+                continue
             how = f"exited with status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
             logger.error("%s %s: stopping the worker", name, how)
         return 1 if dead else None

@@ -26,6 +26,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 EXIT_USER_ERROR = 2
 """Exit status of a process that met a `UserError`."""
+EXIT_EXPLAINED = 3
+"""Exit status of a process that has logged why the worker must end."""
 
 
 CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
