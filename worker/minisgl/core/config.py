@@ -78,6 +78,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Random weights (normal, std 0.02) instead of the checkpoint's: speed is the same, text is noise."""
     tp_rank: int = 0
     tp_size: int = 1
+    pynccl: bool = True
+    """Call NCCL directly, not through torch.distributed."""
     rendezvous: str = ""
     """A file path that the ranks of one worker meet at; unused when `tp_size` is 1."""
     num_threads: int = 0

@@ -1,5 +1,6 @@
 """Tensors between the ranks of one worker."""
 
 from minisgl.distributed.communicator import Communicator, connect
+from minisgl.distributed.peers import Messages
 
-__all__ = ["Communicator", "connect"]
+__all__ = ["Communicator", "Messages", "connect"]

@@ -1,17 +1,14 @@
-"""All-reduce and all-gather between the ranks of one worker: gloo on a CPU, NCCL on GPUs."""
+"""All-reduce and its relatives between the ranks of one worker: gloo on a CPU; NCCL and peer memory on GPUs."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import FileStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
-TIMEOUT = timedelta(minutes=30)
-"""For a rank that loads its weights slowly. A rank that dies is seen at once: its connections close."""
+from minisgl.distributed.nccl import Nccl
+from minisgl.distributed.peers import Messages, Peers, connect_peers
+from minisgl.distributed.transport import ProcessGroup, Transport
 
 
 class Communicator:
@@ -20,54 +17,98 @@ class Communicator:
     With one rank nothing is sent, and every method returns its argument.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, transport: Transport | None = None, peers: Peers | None = None
+    ) -> None:
+        """`peers` does what it can of a step's small messages; without it, all is the transport's."""
         self.rank = rank
         self.size = size
-        self._group = group
-        """A backend of torch.distributed, whose type stubs lack its methods. Held here, so that none is global."""
+        self._transport = transport
+        self._peers = peers
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place. Each sum is made once, so every rank holds the same bits."""
-        if self.size > 1:
-            self._group.allreduce([tensor]).wait()
+        if self._transport is not None:
+            self._transport.all_reduce(tensor)
         return tensor
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+        """Sum `x` [T, size] over the ranks, add it to `residual` in place, and return the sum normalized.
+
+        None, and nothing is done, where peer memory cannot do it.
+        """
+        return None if self._peers is None else self._peers.add_rms_norm(x, residual, weight, eps)
 
     def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Concatenate the ranks' tensors, all of one shape, along `dim`, in the order of the ranks."""
-        if self.size == 1:
+        if self._transport is None:
             return tensor
-        stacked = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
-        self._group._allgather_base(stacked, tensor.contiguous()).wait()
-        return torch.cat(stacked.view(self.size, *tensor.shape).unbind(), dim)
+        stacked = tensor.new_empty((self.size, *tensor.shape))
+        self._transport.all_gather(stacked, tensor.contiguous())
+        return torch.cat(stacked.unbind(), dim)
+
+    def share(self, rows: int) -> slice:
+        """The rows of this rank, when ranks divide them: equal parts, of which the last may be shorter."""
+        part = -(-rows // self.size)
+        return slice(min(self.rank * part, rows), min((self.rank + 1) * part, rows))
+
+    def exchange(self, columns: Tensor) -> Tensor:
+        """This rank's columns of every row [S, width] -> every column of its own rows [share of S, size * width].
+
+        So each rank is sent what it is to choose tokens from, and no rank the whole.
+        """
+        if self._transport is None:
+            return columns
+        own, part = self.share(len(columns)), -(-len(columns) // self.size)
+        count = own.stop - own.start
+        here = None if self._peers is None else self._peers.exchange(columns)
+        if here is not None:
+            return here[:count]
+        sent = columns.new_empty((self.size, part, columns.shape[1]))
+        sent.view(-1, columns.shape[1])[: len(columns)] = columns
+        received = torch.empty_like(sent)
+        self._transport.all_to_all(received, sent)
+        return received.transpose(0, 1).reshape(part, -1)[:count]
+
+    def collect(self, own: Tensor, rows: int) -> Tensor:
+        """int64 values of this rank's share of `rows` -> those of all rows, int64 [rows]."""
+        if self._transport is None:
+            return own
+        everyone = None if self._peers is None else self._peers.collect(own, rows)
+        if everyone is not None:
+            return everyone
+        padded = own.new_zeros(-(-rows // self.size))
+        padded[: len(own)] = own
+        return self.all_gather(padded)[:rows]
 
     def close(self) -> None:
         """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails."""
-        if self._group is not None:
-            self._group.shutdown()
-            self._group = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
 
 
-def connect(rank: int, size: int, rendezvous_file: str, device: torch.device) -> Communicator:
+def connect(
+    rank: int,
+    size: int,
+    rendezvous_file: str,
+    device: torch.device,
+    *,
+    pynccl: bool = True,
+    messages: Messages | None = None,
+) -> Communicator:
     """Meet the other ranks at `rendezvous_file`, a path on this host that no earlier group has used.
 
-    Returns when all `size` ranks are there. `device` is this rank's.
+    Returns when all `size` ranks are there. `device` is this rank's. On GPUs `pynccl` calls NCCL without torch,
+    and `messages` go through peer memory, where the GPUs can map each other's.
     """
     if size == 1:
         return Communicator()
     store = FileStore(rendezvous_file, size)
-    backend = _nccl if device.type == "cuda" else _gloo
-    return Communicator(rank, size, backend(store, rank, size))
-
-
-def _gloo(store: FileStore, rank: int, size: int) -> Any:
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    # All ranks are on this host, whose own name need not resolve.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    options._timeout = TIMEOUT
-    return dist.ProcessGroupGloo(store, rank, size, options)
-
-
-def _nccl(store: FileStore, rank: int, size: int) -> Any:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = TIMEOUT
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    if device.type == "cpu":
+        return Communicator(rank, size, ProcessGroup.gloo(store, rank, size))
+    transport: Transport = Nccl(store, rank, size) if pynccl else ProcessGroup.nccl(store, rank, size)
+    peers = None
+    if messages is not None:
+        peers = connect_peers(PrefixStore("peers", store), rank, size, device, messages)
+    return Communicator(rank, size, transport, peers)

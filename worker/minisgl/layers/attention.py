@@ -15,7 +15,7 @@ from minisgl.layers.weights import split_heads
 
 
 class Attention(nn.Module):
-    """x [T, hidden] -> [T, hidden].
+    """x [T, hidden] -> this rank's summand of [T, hidden].
 
     A rank has ``heads / ranks`` query heads. It has ``kv_heads / ranks`` key-value heads or, with more ranks than
     those, the one that its query heads share.
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         query, key = split_heads(num_heads, head_dim, comm), split_heads(num_kv_heads, head_dim, comm)
         self.heads, self.kv_heads = query.size // head_dim, key.size // head_dim
         self.qkv = ColumnLinear(hidden_size, (query, key, key), bias=qkv_bias, dtype=dtype)
-        self.output = RowLinear(query, hidden_size, comm, dtype=dtype)
+        self.output = RowLinear(query, hidden_size, dtype=dtype)
         self.query_norm = RMSNorm(head_dim, qk_norm_eps, dtype=dtype) if qk_norm_eps is not None else None
         self.key_norm = RMSNorm(head_dim, qk_norm_eps, dtype=dtype) if qk_norm_eps is not None else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +16,7 @@ from minisgl.layers.weights import Piece, parameter, split
 
 
 class VocabEmbedding(nn.Module):
-    """tokens int64 [T] -> [T, hidden]. A rank looks up its own tokens; the others' rows come by all-reduce."""
+    """tokens int64 [T] -> this rank's summand of [T, hidden]: the rows of its own tokens, zeros elsewhere."""
 
     def __init__(self, vocab_size: int, hidden_size: int, comm: Communicator, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class VocabEmbedding(nn.Module):
         local = tokens - self.span.start
         elsewhere = (local < 0) | (local >= self.span.size)
         rows = F.embedding(local.masked_fill_(elsewhere, 0), self.weight)
-        return self.comm.all_reduce(rows.masked_fill_(elsewhere.unsqueeze(1), 0))
+        return rows.masked_fill_(elsewhere.unsqueeze(1), 0)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         shape = (self.span.total, self.weight.shape[1])
@@ -40,7 +41,7 @@ class VocabEmbedding(nn.Module):
 
 
 class VocabHead(nn.Module):
-    """hidden [S, hidden] -> logits [S, vocab], the same on every rank."""
+    """hidden [S, hidden] -> logits [S, vocab], the same on every rank; or, as `columns`, a part on each."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int, comm: Communicator, *, tied: bool, dtype: torch.dtype
@@ -53,12 +54,13 @@ class VocabHead(nn.Module):
         self.weight = parameter(0 if tied else self.span.size, hidden_size, dtype=dtype)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        return self.comm.all_gather(self.columns(hidden), dim=1)[:, : self.span.total]
+
+    def columns(self, hidden: Tensor) -> Tensor:
+        """This rank's logits [S, widest]. The last ranks may have fewer: what fills them up is never chosen."""
         logits = matmul(hidden, self.weight)
-        if self.comm.size == 1:
-            return logits
-        # Ranks exchange equal widths; only the last ones are narrower, so the padding ends up at the end.
-        padded = F.pad(logits, (0, self.widest - self.span.size))
-        return self.comm.all_gather(padded, dim=1)[:, : self.span.total]
+        missing = self.widest - self.span.size
+        return F.pad(logits, (0, missing), value=-math.inf) if missing else logits
 
     def pieces(self, name: str) -> Iterator[Piece]:
         shape = (self.span.total, self.weight.shape[1])

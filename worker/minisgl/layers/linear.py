@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from minisgl.distributed import Communicator
 from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.norm import RMSNorm
@@ -114,18 +113,14 @@ class ColumnLinear(Linear):
 
 
 class RowLinear(Linear):
-    """A projection whose input features are split: each rank's partial sums are added up.
+    """A projection whose input features are split: x [T, span's size] -> this rank's summand of [T, out]."""
 
-    x [T, span's size] -> [T, out], the same on every rank.
-    """
-
-    def __init__(self, span: Span, out_features: int, comm: Communicator, *, dtype: torch.dtype) -> None:
+    def __init__(self, span: Span, out_features: int, *, dtype: torch.dtype) -> None:
         super().__init__(parameter(out_features, span.size, dtype=dtype))
         self.span = span
-        self.comm = comm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.comm.all_reduce(matmul(x, self.weight, scale=self.scale))
+        return matmul(x, self.weight, scale=self.scale)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         shape = (self.weight.shape[0], self.span.total)

@@ -15,7 +15,7 @@ from minisgl.layers.weights import Piece, split
 
 
 class GatedMLP(nn.Module):
-    """x [T, hidden] -> ``down(silu(gate(x)) * up(x))`` [T, hidden]."""
+    """x [T, hidden] -> this rank's summand of ``down(silu(gate(x)) * up(x))`` [T, hidden]."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, comm: Communicator, *, dtype: torch.dtype
@@ -23,7 +23,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         span = split(intermediate_size, comm)
         self.gate_up = ColumnLinear(hidden_size, (span, span), bias=False, dtype=dtype)
-        self.down = RowLinear(span, hidden_size, comm, dtype=dtype)
+        self.down = RowLinear(span, hidden_size, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.gate_up.weight

@@ -16,7 +16,7 @@ from minisgl.layers.weights import Piece, parameter, split
 
 
 class MoE(nn.Module):
-    """x [T, hidden] -> [T, hidden], the same on every rank.
+    """x [T, hidden] -> this rank's summand of [T, hidden].
 
     The router is whole on every rank and computes in float32, so that all ranks choose the same experts; every
     expert's intermediate features are split.
@@ -34,7 +34,6 @@ class MoE(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.comm = comm
         self.experts_per_token = experts_per_token
         self.norm_topk_prob = norm_topk_prob
         self.span = split(intermediate_size, comm)
@@ -55,12 +54,14 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kernels = kernels_for(x, "moe")
         if kernels is None:
-            return self.comm.all_reduce(self.mixture(x))
+            return self.mixture(x)
         choices, normalize = self.experts_per_token, self.norm_topk_prob
-        return self.comm.all_reduce(kernels.mixture(x, self.router, self.gate_up, self.down, choices, normalize))
+        return kernels.mixture(  # type: ignore[no-any-return]
+            x, self.router, self.gate_up, self.down, choices, normalize
+        )
 
     def mixture(self, x: Tensor) -> Tensor:
-        """x [T, hidden] -> [T, hidden], this rank's part of the sum. Expert by expert: the host counts."""
+        """The same, expert by expert: the host counts."""
         weights, experts = self.route(x)
         # Row i of `order` is the i-th (token, choice) pair, counted token by token, when sorted by expert.
         order = experts.flatten().argsort(stable=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisgl.distributed import Communicator
 from minisgl.kernel import kernels_for
 from minisgl.layers.weights import Piece, parameter
 
@@ -26,8 +27,15 @@ class RMSNorm(nn.Module):
             return kernels.rms_norm(x, self.weight, self.eps)  # type: ignore[no-any-return]
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Add `x` to `residual` in place, and return the sum normalized."""
+    def add(self, x: Tensor, residual: Tensor, comm: Communicator) -> Tensor:
+        """Add `x`, a summand of this rank, to `residual` in place, and return the sum normalized.
+
+        `residual` is the same on every rank, before and after.
+        """
+        summed = comm.add_rms_norm(x, residual, self.weight, self.eps)
+        if summed is not None:
+            return summed
+        x = comm.all_reduce(x)
         kernels = kernels_for(x)
         if kernels is not None:
             return kernels.add_rms_norm(x, residual, self.weight, self.eps)  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, comm: Communicator, dtype: torch.dtype) -> None:
         super().__init__()
+        self.comm = comm
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.attention = Attention(
             layer,
@@ -57,9 +58,12 @@ class DecoderLayer(nn.Module):
             self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, comm, dtype=dtype)
 
     def forward(self, x: Tensor, residual: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
-        """x [T, hidden], what the layer before adds to the stream -> what this one adds. Adds x to `residual`."""
-        x = self.attention(self.attention_norm.add(x, residual), rotation, attend)
-        return self.mlp(self.mlp_norm.add(x, residual))  # type: ignore[no-any-return]
+        """x [T, hidden], what the layer before adds to the stream -> what this one adds. Adds x to `residual`.
+
+        Both are this rank's summands: ranks are summed up where the sum is normalized.
+        """
+        x = self.attention(self.attention_norm.add(x, residual, self.comm), rotation, attend)
+        return self.mlp(self.mlp_norm.add(x, residual, self.comm))  # type: ignore[no-any-return]
 
     def few_tokens(
         self, x: Tensor | Weighted, stream: Tensor, rotation: Tensor, attend: Attend, following: RMSNorm | None
@@ -91,6 +95,7 @@ class Transformer(nn.Module):
         super().__init__()
         config.check_tensor_parallel(comm.size)
         self.config = config
+        self.comm = comm
         vocab_size, hidden_size = config.vocab_size, config.hidden_size
         self.rotary = Rotary(config.rope, config.head_dim, config.max_position)
         self.embedding = VocabEmbedding(vocab_size, hidden_size, comm, dtype=dtype)
@@ -114,11 +119,15 @@ class Transformer(nn.Module):
         residual = torch.zeros_like(x)
         for layer in self.layers:
             x = layer(x, residual, rotation, attention)
-        return self.norm.add(x, residual)
+        return self.norm.add(x, residual, self.comm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden], of the tokens whose successors are wanted -> [S, vocab], the same on every rank."""
         return self.head(hidden)  # type: ignore[no-any-return]
+
+    def columns(self, hidden: Tensor) -> Tensor:
+        """The same -> this rank's logits of every row [S, width], whose ranks side by side are all of them."""
+        return self.head.columns(hidden)
 
     @contextmanager
     def shortened(self) -> Iterator[None]:

@@ -1,0 +1,263 @@
+"""Collectives of a step's small messages through memory that every GPU of a worker has mapped.
+
+A rank writes into the other ranks' buffers over NVLink and then raises a flag there; a rank that has seen every
+flag reads its own buffer. Program p of a kernel meets only program p of the other ranks, which all launch the same
+kernels in the same order. Flags are counts, so nothing has to be lowered. A program's count says which of two
+halves of the buffer it uses this time. What a half holds is read before its owner raises the flags of the next
+time, and written again no earlier than the time after: nobody overwrites what is still read.
+
+The reference of each is a method of `minisgl.distributed.communicator.Communicator` without peers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minisgl.kernel.launch import begin, early
+
+BLOCK = 2048
+"""Elements that a program of `exchange` moves."""
+
+
+class Mapped(NamedTuple):
+    """The ranks' buffers, each of which begins with int32 flags [2, ranks, programs], all zero at first."""
+
+    rank: int
+    addresses: Tensor
+    """int64 [ranks]: where each rank's buffer begins, as this GPU sees it."""
+    arrivals: tuple[Tensor, ...]
+    """Of each rank, in its buffer: [2, ranks, rows, size]."""
+    sums: tuple[Tensor, ...]
+    """[2, ranks * rows, size]."""
+    columns: tuple[Tensor, ...]
+    """[rows, width of all ranks]."""
+    values: tuple[Tensor, ...]
+    """int64 [rows of all ranks]."""
+    counts: Tensor
+    """int32 [programs], on this GPU: how often each program has met the others; zeros at first."""
+
+
+def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Sum x [T, size] over the ranks, add it to `residual` in place -> the sum normalized and times `weight`.
+
+    Every rank sends every row to every other. T is at most the rows of `mapped.arrivals`.
+    """
+    out = torch.empty_like(x)
+    rows, size = mapped.arrivals[0].shape[2:]
+    _sum_at_once[(len(x),)](
+        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, rows, eps,
+        triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
+    )  # fmt: skip
+    return out
+
+
+def add_rms_norm_in_two(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same for more rows: a row is summed by one rank, which sends the sum to the others.
+
+    T is at most `ranks` times the rows of `mapped.arrivals`.
+    """
+    out = torch.empty_like(x)
+    ranks, rows, size = mapped.arrivals[0].shape[1:]
+    _sum_in_two[(triton.cdiv(len(x), ranks),)](
+        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.sums, mapped.counts, len(x), size,
+        rows, eps, triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size),
+        launch_pdl=early(),
+    )  # fmt: skip
+    return out
+
+
+def exchange(mapped: Mapped, columns: Tensor) -> Tensor:
+    """This rank's columns of every row [S, width] -> every column of its share of the rows [ceil(S / ranks), all].
+
+    The result is in the buffer: valid until the next call, between which and the last reader of the result there
+    must be another collective.
+    """
+    count, width = columns.shape
+    ranks = len(mapped.columns)
+    part = triton.cdiv(count, ranks)
+    _send_columns[(count, triton.cdiv(width, BLOCK))](
+        columns, mapped.columns, part, width, mapped.rank, ranks, BLOCK, early(), num_warps=8, launch_pdl=early()
+    )
+    _meet_once[(1,)](mapped.addresses, mapped.counts, *_place(mapped), early(), num_warps=1, launch_pdl=early())
+    return mapped.columns[mapped.rank][:part]
+
+
+def collect(mapped: Mapped, own: Tensor, total: int) -> Tensor:
+    """The int64 values of this rank's share of `total` rows -> those of all rows, int64 [total]."""
+    start = mapped.rank * triton.cdiv(total, len(mapped.values))
+    out = own.new_empty(total)
+    _collect[(1,)](
+        own, out, mapped.addresses, mapped.values, mapped.counts, len(own), start, total,
+        triton.next_power_of_2(total), *_place(mapped), early(), num_warps=4, launch_pdl=early(),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _sum_at_once(
+    x, residual, weight, out, addresses, arrivals, counts, size, rows, eps, block: tl.constexpr,
+    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    begin(early)
+    program = tl.program_id(0)
+    row = program.to(tl.int64)
+    column = tl.arange(0, block)
+    mask = column < size
+    count = tl.load(counts + program) + 1
+    half = (count & 1) * ranks
+    values = tl.load(x + row * size + column, mask, 0.0)
+    for peer in tl.static_range(ranks):
+        tl.store(arrivals[peer] + ((half + rank) * rows + row) * size + column, values, mask)
+    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    total = tl.zeros((block,), tl.float32)
+    for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
+        total += _arrived(arrivals[rank] + ((half + peer) * rows + row) * size + column, mask)
+    _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps)
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def _sum_in_two(
+    x, residual, weight, out, addresses, arrivals, sums, counts, tokens, size, rows, eps, block: tl.constexpr,
+    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """A program has as many neighbouring rows as there are ranks: rank i sums row i of them."""
+    begin(early)
+    program = tl.program_id(0)
+    group = program.to(tl.int64)
+    column = tl.arange(0, block)
+    mask = column < size
+    count = tl.load(counts + program) + 1
+    half = count & 1
+    for peer in tl.static_range(ranks):
+        row = group * ranks + peer
+        values = tl.load(x + row * size + column, mask & (row < tokens), 0.0)
+        tl.store(arrivals[peer] + ((half * ranks + rank) * rows + group) * size + column, values, mask)
+    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    total = tl.zeros((block,), tl.float32)
+    for peer in tl.static_range(ranks):
+        total += _arrived(arrivals[rank] + ((half * ranks + peer) * rows + group) * size + column, mask)
+    total = total.to(out.dtype.element_ty)
+    place = (half * ranks * rows + group * ranks) * size + column
+    for peer in tl.static_range(ranks):
+        tl.store(sums[peer] + place + rank * size, total, mask)
+    _meet(addresses, count, program, 1, rank, ranks, lanes, programs)
+    for part in tl.static_range(ranks):
+        row = group * ranks + part
+        inside = mask & (row < tokens)
+        _add_rms_norm(
+            _arrived(sums[rank] + place + part * size, inside),
+            residual,
+            weight,
+            out,
+            row,
+            column,
+            inside,
+            size,
+            eps,
+        )
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def _send_columns(
+    columns, targets, part, width, rank: tl.constexpr, ranks: tl.constexpr, block: tl.constexpr,
+    early: tl.constexpr,
+):  # fmt: skip
+    begin(early)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    values = tl.load(columns + row * width + column, column < width, 0.0)
+    place = (row % part * ranks + rank) * width + column
+    for peer in tl.static_range(ranks):
+        if row // part == peer:
+            tl.store(targets[peer] + place, values, column < width)
+
+
+@triton.jit
+def _meet_once(
+    addresses, counts, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr,
+    early: tl.constexpr,
+):  # fmt: skip
+    """After what an earlier kernel has sent: its writes are visible to a rank that has seen the flag."""
+    begin(early)
+    program = tl.program_id(0)
+    count = tl.load(counts + program) + 1
+    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def _collect(
+    own, out, addresses, values, counts, own_count, start, total, block: tl.constexpr,
+    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    begin(early)
+    program = tl.program_id(0)
+    index = tl.arange(0, block)
+    count = tl.load(counts + program) + 1
+    mine = tl.load(own + index, index < own_count, 0)
+    for peer in tl.static_range(ranks):
+        tl.store(values[peer] + start + index, mine, index < own_count)
+    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    everyone = tl.load(values[rank] + index, index < total, 0, cache_modifier=".cg")
+    tl.store(out + index, everyone, index < total)
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def _meet(
+    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
+    programs: tl.constexpr,
+):  # fmt: skip
+    """Wait until this program of every rank has come here for the `count`-th time.
+
+    What each has written before, to any rank's buffer, can be read then.
+    """
+    tl.debug_barrier()  # every thread has written what the flags tell of
+    peer = tl.arange(0, lanes)
+    other = (peer < ranks) & (peer != rank)
+    theirs = tl.load(addresses + peer, peer < ranks, 0).to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_xchg(theirs + (phase * ranks + rank) * programs + program, count, other, sem="release", scope="sys")
+    mine = tl.load(addresses + rank).to(tl.pointer_type(tl.int32), bitcast=True)
+    late = 1
+    while late > 0:
+        seen = tl.atomic_add(
+            mine + (phase * ranks + peer) * programs + program, 0, other, sem="acquire", scope="sys"
+        )
+        late = tl.sum((other & (seen - count < 0)).to(tl.int32))  # the difference is right past an overflow
+    tl.debug_barrier()
+
+
+@triton.jit
+def _arrived(place, mask):
+    """What another GPU has written, in float32: not from this multiprocessor's own cache."""
+    return tl.load(place, mask, 0.0, cache_modifier=".cg").to(tl.float32)
+
+
+@triton.jit
+def _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps):
+    """As `minisgl.kernel.layers.add_rms_norm`, of one row whose summand is `total`."""
+    total += tl.load(residual + row * size + column, mask, 0.0).to(tl.float32)
+    rounded = total.to(residual.dtype.element_ty)
+    tl.store(residual + row * size + column, rounded, mask)
+    total = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(total * total) / size + eps)
+    scaled = total * scale * tl.load(weight + column, mask, 0.0).to(tl.float32)
+    tl.store(out + row * size + column, scaled.to(out.dtype.element_ty), mask)
+
+
+def _place(mapped: Mapped) -> tuple[int, int, int, int]:
+    """What `_meet` takes last: rank, ranks, that rounded up to a power of two, programs."""
+    ranks = len(mapped.arrivals)
+    return mapped.rank, ranks, triton.next_power_of_2(ranks), len(mapped.counts)
+
+
+def _warps(size: int) -> int:
+    """Threads with 8 numbers each: a store of 16 bytes, the widest."""
+    return min(max(triton.next_power_of_2(size) // 256, 1), 16)
