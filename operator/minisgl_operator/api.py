@@ -198,7 +198,7 @@ class Cache(Fields):
 class Parallelism(Fields):
     """How one replica is split."""
 
-    tensor: Annotated[Literal[1, 2, 4, 8], Field(description="GPUs that one replica is split over.")] = 1
+    tensor: Annotated[int, Field(ge=1, le=16, description="GPUs that one replica is split over.")] = 1
 
 
 OWNED_FLAGS = (

@@ -85,7 +85,7 @@ environments = st.lists(
     max_size=4,
 )
 seen_fields = {
-    "parallelism": some(tensor=st.sampled_from([1, 2, 4, 8])),
+    "parallelism": some(tensor=st.integers(1, 16)),
     "engine": engines,
     "image": some(
         repository=st.sampled_from(["mirror.example:443/worker", "worker"]),

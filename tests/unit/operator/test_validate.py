@@ -107,10 +107,10 @@ def test_metadata() -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    document = service(replicas=-1, modle={}, parallelism={"tensor": 3}, model={})
+    document = service(replicas=-1, modle={}, parallelism={"tensor": 0}, model={})
     assert problems(document) == [
         'unknown field "spec.modle"',
-        'spec.parallelism.tensor: Unsupported value: 3: supported values: "1", "2", "4", "8"',
+        "spec.parallelism.tensor: Invalid value: 0: should be greater than or equal to 1",
         "spec.replicas: Invalid value: -1: should be greater than or equal to 0",
     ]
     two = problems(service(model={}, cache={}))
