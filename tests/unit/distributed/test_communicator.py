@@ -31,6 +31,26 @@ def test_ranks_hold_the_same_bits(size: int, dtype: torch.dtype) -> None:
         assert np.array_equal(gathered, np.concatenate(parts, axis=1))
 
 
+def _divide(comm: Communicator, rows: int) -> tuple[np.ndarray, np.ndarray, slice, np.ndarray]:
+    generator = torch.Generator().manual_seed(comm.rank)
+    columns = torch.randn(rows, 5, generator=generator)
+    share = comm.share(rows)
+    everyone = comm.collect(torch.arange(share.start, share.stop) * 10, rows)
+    return columns.numpy(), np.asarray(everyone), share, comm.exchange(columns).numpy()
+
+
+@pytest.mark.parametrize(("size", "rows"), [(2, 7), (3, 1), (3, 6), (4, 5)])
+def test_ranks_divide_rows_among_them(size: int, rows: int) -> None:
+    """Each gets its share of the rows whole, and hears of all what it is told of its own."""
+    results = run_ranks(size, _divide, rows)
+    whole = np.concatenate([columns for columns, *_ in results], axis=1)
+    shares = [share for _, _, share, _ in results]
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(rows))
+    for _, everyone, share, own in results:
+        assert np.array_equal(own, whole[share])
+        assert everyone.tolist() == [10 * row for row in range(rows)]
+
+
 def _die_or_wait(comm: Communicator) -> None:
     comm.all_reduce(torch.ones(1))
     if comm.rank == 1:
@@ -71,5 +91,6 @@ def test_one_rank_sends_nothing(tmp_path: object) -> None:
     tensor = torch.randn(3, 4)
     assert comm.all_reduce(tensor) is tensor
     assert comm.all_gather(tensor, dim=1) is tensor
+    assert comm.exchange(tensor) is tensor and comm.share(3) == slice(0, 3)
     comm.close()
     assert not os.listdir(str(tmp_path))

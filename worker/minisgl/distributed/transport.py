@@ -63,7 +63,7 @@ class ProcessGroup:
         self._group.allreduce([tensor]).wait()
 
     def all_gather(self, out: Tensor, tensor: Tensor) -> None:
-        self._group._allgather_base(out, tensor).wait()
+        self._group._allgather_base(out.flatten(0, 1), tensor).wait()
 
     def all_to_all(self, out: Tensor, tensor: Tensor) -> None:
         self._group.alltoall_base(out, tensor, [], []).wait()
