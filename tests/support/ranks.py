@@ -19,10 +19,13 @@ DEADLINE = 120
 """Seconds that a rank may take."""
 
 
-def run_ranks(size: int, function: Callable[..., T], *arguments: Any) -> list[T]:
+def run_ranks(
+    size: int, function: Callable[..., T], *arguments: Any, options: dict[str, Any] | None = None
+) -> list[T]:
     """``function(communicator, *arguments)`` on `size` ranks; the results in the order of the ranks.
 
-    Raises what a rank raised. `function` is a module's, so that another process can import it.
+    Raises what a rank raised. `function` is a module's, so that another process can import it. With `options`, of
+    `connect`, each rank has a GPU.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "minisgl.models.loader"])  # imported once, not once a rank
@@ -32,7 +35,7 @@ def run_ranks(size: int, function: Callable[..., T], *arguments: Any) -> list[T]
         for rank in range(size):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_rank, args=(theirs, rank, size, rendezvous, function, arguments), daemon=True
+                target=_rank, args=(theirs, rank, size, rendezvous, options, function, arguments), daemon=True
             )
             process.start()
             theirs.close()
@@ -64,12 +67,16 @@ def _rank(
     rank: int,
     size: int,
     rendezvous: str,
+    options: dict[str, Any] | None,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     try:
-        comm: Communicator = connect(rank, size, rendezvous, torch.device("cpu"))
+        device = torch.device("cpu") if options is None else torch.device("cuda", rank)
+        if options is not None:
+            torch.cuda.set_device(device)
+        comm: Communicator = connect(rank, size, rendezvous, device, **(options or {}))
         pipe.send(function(comm, *arguments))
     except Exception as error:
         pipe.send(error)
