@@ -34,7 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = ""
     """What the text must match, as `minisgl.grammar` writes it. Empty: anything."""
     logprobs: int | None = None
-    """Log-probabilities of each generated token and of this many most likely ones. They are of the model's own logits,
+    """Log-probabilities of each generated token and of this many most likely ones, from the model's own logits:
     before bias, penalties, grammar and temperature. None: of none."""
     prompt_logprobs: bool = False
     """Also those of the prompt's tokens but the first; needs `logprobs`."""
