@@ -131,9 +131,8 @@ def test_every_copy_gets_what_it_asked_for(
     heard, batches, _ = play(rounds, overlap=overlap, **options)
     assert heard.reasons.keys() == asked.keys()
     for uid, new in asked.items():
-        prompt, params = new.token_ids, new.params
-        assert params.max_tokens is not None
-        expected, got = reference(prompt, params.max_tokens), heard.tokens.get(uid, [])
+        prompt, wishes = new.token_ids, new.params
+        expected, got = reference(prompt, wishes.max_tokens or 0), heard.tokens.get(uid, [])
         if heard.reasons[uid] == "abort":
             assert uid in aborted and got == expected[: len(got)]
         else:
@@ -144,10 +143,10 @@ def test_every_copy_gets_what_it_asked_for(
             assert (opened.prompt_tokens, opened.shown) == (len(prompt), prompt[first:])
             places = range(first + 1, len(prompt))
             wanted = [fake_score(prompt[:place], prompt[place], 2) for place in places]
-            assert opened.prompt_scores == (wanted if params.prompt_logprobs else None)
+            assert opened.prompt_scores == (wanted if wishes.prompt_logprobs else None)
         known = [prompt + got[:place] for place in range(len(got))]
         scores = [fake_score(before, token, 2) for before, token in zip(known, got, strict=True)]
-        assert heard.scores.get(uid, []) == (scores if params.logprobs is not None else [])
+        assert heard.scores.get(uid, []) == (scores if wishes.logprobs is not None else [])
     assert play(rounds, overlap=overlap, **options)[1] == batches, "another rank forms other batches"
 
 
