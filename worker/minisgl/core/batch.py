@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from minisgl.core.sampling import SamplingParams
 
 
@@ -21,6 +23,8 @@ class Join(NamedTuple):
     params: SamplingParams
     generated: int
     """Tokens generated before (a retracted request comes back with some): the random counter goes on from here."""
+    tokens: list[int] = []  # noqa: RUF012 (the default of a named tuple is never changed)
+    """The prompt, then the `generated` tokens, if `params.penalized`; else empty."""
 
 
 class PageWrite(NamedTuple):
@@ -31,6 +35,14 @@ class PageWrite(NamedTuple):
     pages: list[int]
 
 
+class MaskWrite(NamedTuple):
+    """In this step, `row` may only choose among the tokens whose bits are set in `words`."""
+
+    row: int
+    words: bytes
+    """int32 [ceil(vocab / 32)]; bit i of word j is token ``32 * j + i``."""
+
+
 class PrefillChunk(NamedTuple):
     """Read `tokens` into the KV cache of `row`, at positions ``start .. start + len(tokens) - 1``."""
 
@@ -39,6 +51,8 @@ class PrefillChunk(NamedTuple):
     tokens: list[int]
     sample: bool
     """The chunk ends what is known of the request: sample its next token."""
+    targets: list[int] = []  # noqa: RUF012 (the default of a named tuple is never changed)
+    """What follows each of the first of `tokens`, where its log-probability is asked for."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,6 +70,8 @@ class Batch:
     decode_lengths: list[int] = field(default_factory=list)
     """Tokens in the KV cache of each decode row after this step: the host's mirror, for planning attention."""
     prefill: list[PrefillChunk] = field(default_factory=list)
+    masks: list[MaskWrite] = field(default_factory=list)
+    """Of every row with a grammar that samples in this step."""
 
     @property
     def num_tokens(self) -> int:
@@ -63,11 +79,34 @@ class Batch:
         return len(self.decode_rows) + sum(len(chunk.tokens) for chunk in self.prefill)
 
 
+class TokenScore(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities where one token was chosen, or given, from the model's own logits."""
+
+    logprob: float
+    """Of the token itself."""
+    top_ids: list[int]
+    """The most likely tokens, as many as were asked for, the most likely first."""
+    top_logprobs: list[float]
+
+
+class StepScores(NamedTuple):
+    """The log-probabilities that a step was asked for."""
+
+    sampled: dict[int, TokenScore]
+    """By the place of the token in the step's result."""
+    prompt: dict[int, list[TokenScore]]
+    """By the place of the chunk in `Batch.prefill`: those of its `targets`."""
+
+
 class PendingStep(Protocol):
     """A launched step whose tokens may not exist yet."""
 
     def tokens(self) -> list[int]:
         """Wait for the step and return its tokens in the order that `Batch` defines; raises what it raised."""
+        ...
+
+    def scores(self) -> StepScores | None:
+        """After `tokens`: the log-probabilities of the rows and chunks that ask for them; None when none does."""
         ...
 
 

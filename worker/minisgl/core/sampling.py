@@ -8,7 +8,8 @@ import msgspec
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one request, in the field's usual names.
 
-    The filters apply in the order temperature, top-k, top-p, min-p, as in vLLM and SGLang.
+    The logits are changed in the order logit bias, penalties, grammar; then the filters apply in the order
+    temperature, top-k, top-p, min-p, as in vLLM and SGLang.
     """
 
     max_tokens: int | None = None
@@ -21,6 +22,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Keep the smallest set of tokens whose probability reaches p (nucleus sampling, Holtzman et al. 2020)."""
     min_p: float = 0.0
     """Keep tokens with at least this share of the most likely token's probability (Nguyen et al. 2024)."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that was generated before."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token for each time that it was generated before."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens in the prompt or the answer are divided by it, negative ones multiplied
+    (Keskar et al. 2019, section 4.1)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added to their logits."""
+    grammar: str = ""
+    """What the text must match, as `minisgl.grammar` writes it. Empty: anything."""
+    logprobs: int | None = None
+    """Log-probabilities of each generated token and of this many most likely ones, from the model's own logits:
+    before bias, penalties, grammar and temperature. None: of none."""
+    prompt_logprobs: bool = False
+    """Also those of the prompt's tokens but the first; needs `logprobs`."""
     seed: int | None = None
     """63 bits. Equal seeds give equal tokens, whatever else is in the batch. None: drawn when accepted."""
     stop: tuple[str, ...] = ()
@@ -29,6 +46,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Token ids that end the request besides the model's end-of-sequence ids."""
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence ids."""
+
+    @property
+    def penalized(self) -> bool:
+        """The choice depends on which tokens there are already."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
+    def shaped(self) -> bool:
+        """The logits are changed before the choice."""
+        return bool(self.penalized or self.logit_bias or self.grammar)
 
     @property
     def greedy(self) -> bool:

@@ -13,7 +13,9 @@ from minisgl.message.types import (
     StepDigest,
     StepText,
     StepTokens,
+    TextScore,
     TokenizeRequest,
+    TokenText,
     ToScheduler,
     ToTokenizer,
 )
@@ -31,8 +33,10 @@ __all__ = [
     "StepDigest",
     "StepText",
     "StepTokens",
+    "TextScore",
     "ToScheduler",
     "ToTokenizer",
+    "TokenText",
     "TokenizeRequest",
     "encode",
 ]

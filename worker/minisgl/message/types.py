@@ -14,23 +14,33 @@ from typing import Any
 
 import msgspec
 
+from minisgl.core.batch import TokenScore
 from minisgl.core.config import EngineLimits
 from minisgl.core.sampling import SamplingParams
 
 
 class TokenizeRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """A request as the API server accepted it. Exactly one of `messages`, `text` and `token_ids` is set."""
+    """A prompt as the API server accepted it. Exactly one of `messages`, `text` and `token_ids` is set."""
 
     uid: int
+    """Of the first answer; the others have the ids that follow."""
+    copies: int = 1
+    """Answers wanted. Answer i has the seed ``params.seed + i``, in 63 bits."""
     params: SamplingParams
     max_seq_len: int
     """Prompt and output together may not pass this many tokens."""
     messages: list[dict[str, Any]] | None = None
     """A chat, for the model's template."""
+    template: dict[str, Any] = {}
+    """What the template is told besides: `tools`, and variables of its own."""
     text: str | None = None
     token_ids: list[int] | None = None
     limit_name: str = "max_tokens"
     """What the client calls `params.max_tokens`."""
+    grammar_name: str = "response_format"
+    """The parameter that `params.grammar` comes from."""
+    echo: bool = False
+    """The answer's text begins with the prompt's."""
     vocab_size: int = 0
     """Every id of `token_ids` must lie in ``[0, vocab_size)``."""
 
@@ -47,6 +57,11 @@ class NewRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     uid: int
     token_ids: list[int]
     params: SamplingParams
+    copies: int = 1
+    """As in `TokenizeRequest`. The others wait until the first has put the prompt into the prefix cache."""
+    shown: int = 0
+    """How many of the prompt's last tokens the answer's text begins with: an echo, or a thought that the chat
+    template has opened."""
 
 
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -79,6 +94,10 @@ class StepTokens(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_defau
     finished_uids: list[int] = []
     finish_reasons: list[str] = []
     """`minisgl.core.request.FinishReason` values. The last token of one that ended with "stop" is not text."""
+    scored: list[int] = []
+    """Places in `tokens` of those whose log-probabilities were asked for, ascending."""
+    scores: list[TokenScore] = []
+    """Theirs, in that order."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True):
@@ -86,6 +105,30 @@ class Opened(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int
     cached_tokens: int
     stop: tuple[str, ...]
+    shown: list[int] = []
+    """Tokens of the prompt whose text comes before the answer's."""
+    prompt_scores: list[TokenScore] | None = None
+    """Of each token of `shown` but the first, if they were asked for."""
+
+
+class TokenText(msgspec.Struct, frozen=True, array_like=True):
+    """A token as people read it."""
+
+    text: str
+    """U+FFFD stands for bytes that are not UTF-8 by themselves."""
+    data: bytes
+    """Its own bytes."""
+    logprob: float
+
+
+class TextScore(msgspec.Struct, frozen=True, array_like=True):
+    """A token of an answer, and those that were most likely in its place."""
+
+    text: str
+    data: bytes
+    logprob: float | None
+    """None: a prompt's first token, which nothing predicts."""
+    top: list[TokenText] = []
 
 
 class StepText(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +143,10 @@ class StepText(msgspec.Struct, tag=True, frozen=True, kw_only=True, omit_default
     cached_tokens: list[int] = []
     finish_reasons: list[str] = []
     """Empty while the request goes on."""
+    scored: list[int] = []
+    """Places in `uids` of those that asked for log-probabilities and have got some, ascending."""
+    scores: list[list[TextScore]] = []
+    """Theirs, in that order: one for each token, whether or not its text is final."""
 
 
 class Rejected(msgspec.Struct, tag=True, frozen=True, kw_only=True):

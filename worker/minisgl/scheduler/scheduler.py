@@ -10,14 +10,17 @@ handed to the next request while a launched step still uses them: whatever the n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk
+import msgspec
+
+from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.request import FinishReason, Request, State
 from minisgl.kvcache.manager import CacheManager
 from minisgl.message import Abort, NewRequest, SchedulerStats, StepTokens
 from minisgl.message.types import Opened
+from minisgl.scheduler.copies import CopyManager
 from minisgl.scheduler.decode import DecodeManager
 from minisgl.scheduler.prefill import PrefillManager
 from minisgl.scheduler.table import TableManager
@@ -29,6 +32,11 @@ class Step:
 
     batch: Batch
     requests: list[Request]
+    scored: list[tuple[int, Request]] = field(default_factory=list)
+    """Places of the chunks that have `targets`, and whose they are."""
+
+
+SEEDS = 1 << 63
 
 
 class Scheduler:
@@ -41,6 +49,7 @@ class Scheduler:
         self.table = TableManager(limits.max_running_requests)
         self.prefill = PrefillManager(self.cache, config.prefill_budget)
         self.decode = DecodeManager()
+        self.copies = CopyManager()
         self.requests: dict[int, Request] = {}
         """Every unfinished request by its id."""
         self._arrivals = 0
@@ -66,23 +75,33 @@ class Scheduler:
                     self._finish(request, FinishReason.ABORT)
 
     def _add(self, message: NewRequest) -> None:
-        params = message.params
         room = self._limits.max_seq_len - len(message.token_ids)
-        max_tokens = room if params.max_tokens is None else params.max_tokens
+        max_tokens = room if message.params.max_tokens is None else message.params.max_tokens
+        requests = [self._create(message, max_tokens, index) for index in range(message.copies)]
+        self.prefill.add(requests[0])
+        self.copies.hold(requests[0], requests[1:])
+        if not message.token_ids or not 1 <= max_tokens <= room:
+            # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
+            for request in requests:
+                self._finish(request, FinishReason.ABORT)
+
+    def _create(self, message: NewRequest, max_tokens: int, index: int) -> Request:
+        """Answer `index` of those wanted."""
+        params = message.params
+        if index and params.seed is not None:
+            params = msgspec.structs.replace(params, seed=(params.seed + index) % SEEDS)
         request = Request(
-            uid=message.uid,
+            uid=message.uid + index,
             prompt=message.token_ids,
             params=params,
             max_tokens=max_tokens,
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
             arrival=self._arrivals,
+            shown=message.shown,
         )
         self._arrivals += 1
         self.requests[request.uid] = request
-        self.prefill.add(request)
-        if not message.token_ids or not 1 <= max_tokens <= room:
-            # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
-            self._finish(request, FinishReason.ABORT)
+        return request
 
     # ---- a step ----
 
@@ -106,7 +125,8 @@ class Scheduler:
         for request in sampled:
             self._finish_prefill(request)
         self._counts["steps"] += 1
-        return Step(batch, running + sampled)
+        scored = [(place, request) for place, (request, chunk) in enumerate(chunks) if chunk.targets]
+        return Step(batch, running + sampled, scored)
 
     def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
         """Give every decoding request a page for its next token, retracting the newest when pages run out.
@@ -142,7 +162,7 @@ class Scheduler:
             budget -= self._append_chunk(batch, chunks, self.prefill.partial, budget)
         if not may_admit or budget <= 0 or not self.table.free_rows:
             return chunks
-        for request in self.prefill.admissible(len(self.requests) - len(self.prefill.waiting)):
+        for request in self.prefill.admissible(len(self.requests) - self._queued):
             self._admit(request, batch)
             budget -= self._append_chunk(batch, chunks, request, budget)
             if budget <= 0 or not self.table.free_rows:
@@ -152,14 +172,14 @@ class Scheduler:
     def _admit(self, request: Request, batch: Batch) -> None:
         request.move(State.PREFILL)
         self.table.assign(request)
-        # The last token is always computed: its output is what the next token is sampled from.
-        request.prefix, request.pages = self.cache.acquire(request.tokens[:-1])
+        request.prefix, request.pages = self.cache.acquire(request.reusable())
         request.computed = len(request.pages) * self._limits.page_size
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
             self._counts["prompt_tokens"] += request.prompt_length
             self._counts["cached_tokens"] += request.computed
-        batch.joined.append(Join(request.row, request.params, request.generated))
+        known = list(request.tokens) if request.params.penalized else []
+        batch.joined.append(Join(request.row, request.params, request.generated, known))
         if request.pages:
             batch.pages.append(PageWrite(request.row, 0, list(request.pages)))
 
@@ -174,7 +194,10 @@ class Scheduler:
         if len(request.pages) > held:
             batch.pages.append(PageWrite(request.row, held, request.pages[held:]))
         start, end = request.computed, request.computed + length
-        chunk = PrefillChunk(request.row, start, request.tokens[start:end], sample=end == len(request.tokens))
+        targets = request.tokens[start + 1 : min(end + 1, request.prompt_length)] if request.unasked else []
+        request.asked = max(request.asked, start + len(targets))
+        tokens, last = request.tokens[start:end], end == len(request.tokens)
+        chunk = PrefillChunk(request.row, start, tokens, sample=last, targets=targets)
         request.computed = end
         batch.prefill.append(chunk)
         chunks.append((request, chunk))
@@ -190,25 +213,35 @@ class Scheduler:
         )
         if changed < request.prefix.pages:
             self._rewrites[request] = changed
+        copies = self.copies.release(request)
+        for copy in copies:
+            copy.prompt_scores, copy.asked = request.prompt_scores, request.asked
+        self.prefill.add_first(copies)
 
-    def complete(self, step: Step, tokens: list[int]) -> None:
+    def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         """Take the tokens of a step in, and end the requests that they end.
 
         A request that was retracted while the step ran still gets its token; one that was finished does not.
         """
         output = self._output
-        for request, token in zip(step.requests, tokens, strict=True):
+        for place, request in step.scored:
+            # Also of one that was finished: its copies share them. A retracted one may have computed some twice.
+            assert scores is not None
+            known_before = len(request.prompt_scores) - step.batch.prefill[place].start
+            request.prompt_scores += scores.prompt[place][known_before:]
+        for place, (request, token) in enumerate(zip(step.requests, tokens, strict=True)):
             if request.state is State.FINISHED:
                 continue
             known = request.tokens
             if len(known) == request.prompt_length:
-                output.opened.append(
-                    Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
-                )
+                output.opened.append(_open(request))
             request.in_flight -= 1
             known.append(token)
             output.uids.append(request.uid)
             output.tokens.append(token)
+            if scores is not None and place in scores.sampled:
+                output.scored.append(len(output.tokens) - 1)
+                output.scores.append(scores.sampled[place])
             if token in request.stop_ids:
                 self._finish(request, FinishReason.STOP)
             elif len(known) >= request.end:
@@ -230,6 +263,10 @@ class Scheduler:
         del self.requests[request.uid]
         self._output.finished_uids.append(request.uid)
         self._output.finish_reasons.append(reason.value)
+        copies = self.copies.release(request)
+        if copies:  # the next one reads the prompt
+            self.prefill.add_first(copies[:1])
+            self.copies.hold(copies[0], copies[1:])
 
     def _retract(self, request: Request) -> None:
         """Take back all that a running request holds; it waits at the front, with the tokens it has."""
@@ -241,6 +278,8 @@ class Scheduler:
     def _leave_manager(self, request: Request) -> None:
         if request.state is State.DECODE:
             self.decode.remove(request)
+        elif request in self.copies:
+            self.copies.remove(request)
         else:
             self.prefill.remove(request)
         if request.row >= 0:
@@ -255,11 +294,15 @@ class Scheduler:
         return [*self.decode, partial] if partial is not None else list(self.decode)
 
     @property
+    def _queued(self) -> int:
+        """Requests that hold neither row nor pages."""
+        return len(self.prefill.waiting) + len(self.copies)
+
+    @property
     def stats(self) -> SchedulerStats:
-        waiting = len(self.prefill.waiting)
         return SchedulerStats(
-            running=len(self.requests) - waiting,
-            queued=waiting,
+            running=len(self.requests) - self._queued,
+            queued=self._queued,
             used_pages=self.cache.used_pages,
             cached_pages=self.cache.cached_pages,
             total_pages=self.cache.num_pages,
@@ -270,11 +313,24 @@ class Scheduler:
     def check(self) -> None:
         """Assert what must hold between steps: every page and every row in exactly one place."""
         self.prefill.check()
+        self.copies.check()
         holders = self._holders()
-        assert len(holders) + len(self.prefill.waiting) == len(self.requests)
+        assert len(holders) + self._queued == len(self.requests)
         rows = [r.row for r in holders]
         assert len(set(rows)) == len(rows) == self.table.num_rows - self.table.free_rows
         for r in holders:
             assert r.computed <= len(r.tokens) + r.in_flight
             assert r.computed <= len(r.pages) * self._limits.page_size
         self.cache.check([page for r in holders for page in r.pages[r.prefix.pages :]])
+
+
+def _open(request: Request) -> Opened:
+    length, first = request.prompt_length, request.prompt_length - request.shown
+    return Opened(
+        uid=request.uid,
+        prompt_tokens=length,
+        cached_tokens=request.cached_tokens or 0,
+        stop=request.params.stop,
+        shown=request.tokens[first:length],
+        prompt_scores=request.prompt_scores[first:] if request.params.prompt_logprobs else None,
+    )
