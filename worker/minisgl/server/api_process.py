@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
@@ -25,6 +26,7 @@ from minisgl.server.frontend import Frontend
 from minisgl.server.http_protocol import Http11Protocol
 from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Readiness
+from minisgl.server.tls import Tls
 from minisgl.utils.child import EXIT_EXPLAINED, run_child
 
 KEEP_ALIVE_SECONDS = 75
@@ -44,7 +46,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def http_server(app: FastAPI) -> Server:
+def http_server(app: FastAPI, tls: Tls | None = None) -> Server:
     return Server(
         uvicorn.Config(
             app,
@@ -57,6 +59,11 @@ def http_server(app: FastAPI) -> Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=FLUSH_SECONDS,
+            ssl_certfile=None if tls is None else tls.certfile,
+            ssl_keyfile=None if tls is None else tls.keyfile,
+            ssl_keyfile_password=None if tls is None else tls.password,
+            ssl_ca_certs=None if tls is None else tls.ca_certs,
+            ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.ca_certs is None else ssl.CERT_REQUIRED,
         )
     )
 
@@ -83,7 +90,7 @@ async def serve(config: ApiConfig) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain.begin)
     loop.add_signal_handler(signal.SIGUSR1, lambda: drain.begin(hurry=True))
-    server = http_server(create_app(config.server, frontend, metrics))
+    server = http_server(create_app(config.server, frontend, metrics), config.server.tls)
     listener = socket.socket(fileno=config.listen_fd)
     receiving = asyncio.create_task(frontend.receive())
     serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +16,7 @@ from minisgl.server.answer import Answer
 from minisgl.server.body import read_request
 from minisgl.server.config import ServerConfig
 from minisgl.server.errors import ApiError, internal, unavailable, unknown_model
+from minisgl.server.exchange import EXCHANGE, Observer, log_exchange
 from minisgl.server.frontend import Frontend
 from minisgl.server.metrics import CONTENT_TYPE, Metrics
 from minisgl.server.middleware import REQUEST_ID, Common
@@ -22,12 +24,19 @@ from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
 
 
-def create_app(config: ServerConfig, frontend: Frontend, metrics: Metrics) -> FastAPI:
-    """The ASGI application over `frontend`."""
+def create_app(
+    config: ServerConfig, frontend: Frontend, metrics: Metrics, observers: Sequence[Observer] = ()
+) -> FastAPI:
+    """The ASGI application over `frontend`. `observers` are told of every request, and so is the log."""
     app = FastAPI(
         title="MiniSGLang", version=minisgl.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(Common, api_key=config.api_key, readiness=frontend.readiness)
+    app.add_middleware(
+        Common,
+        api_key=config.api_key,
+        readiness=frontend.readiness,
+        observers=(log_exchange, *observers),
+    )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_failure)
@@ -83,6 +92,7 @@ def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
     async def answer(request: Request, kind: type[ChatRequest | CompletionRequest], reply: type[Reply]) -> Answer:
         body = await read_request(request, kind, config.max_body_size)
         _check_model(body.model, config)
+        request.scope[EXCHANGE].body = body
         return Answer(
             frontend,
             lambda: frontend.start(
@@ -124,8 +134,9 @@ def _check_model(name: str, config: ServerConfig) -> None:
         raise unknown_model(name, config.served_model_name)
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    request.scope[EXCHANGE].error = error
     return error.response()
 
 
@@ -135,7 +146,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}"
     code = str(error.detail).lower().replace(" ", "_")
     headers = dict(error.headers) if error.headers else None
-    return ApiError(error.status_code, message, code=code, headers=headers).response()
+    return await _on_api_error(request, ApiError(error.status_code, message, code=code, headers=headers))
 
 
 async def _on_failure(_request: Request, _error: Exception) -> Response:
