@@ -3,9 +3,10 @@
     API server --ToTokenizer--> tokenizer --ToScheduler--> scheduler rank 0 --Round--> the other ranks
     API server <--FromWorkers-- detokenizer <--StepTokens-- scheduler rank 0
 
-A tokenizer may answer the API server itself (`Rejected`), and the detokenizer tells the scheduler when a stop
-string ended a request (`Abort`). Messages of one request take one path, so they cannot overtake each other.
-Frames that go out every step are in columns: element i of each list is about the same request.
+A tokenizer may answer the API server itself (`Rejected`, `Tokens`, `Text`), and the detokenizer tells the
+scheduler when a stop string ended a request (`Abort`). Messages of one request take one path, so they cannot
+overtake each other. Frames that go out every step are in columns: element i of each list is about the same
+request.
 """
 
 from __future__ import annotations
@@ -43,6 +44,30 @@ class TokenizeRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The answer's text begins with the prompt's."""
     vocab_size: int = 0
     """Every id of `token_ids` must lie in ``[0, vocab_size)``."""
+
+
+class TextToTokens(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Only the tokens are wanted, of a text or a chat: the tokenizer answers with `Tokens`."""
+
+    uid: int
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    template: dict[str, Any] = {}
+    """As in `TokenizeRequest`."""
+    add_special_tokens: bool
+    names: bool
+    """Also what the vocabulary calls the tokens."""
+    max_seq_len: int
+    """A text that is longer than this many of the longest token is refused unread."""
+
+
+class TokensToText(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The tokenizer answers with `Text`."""
+
+    uid: int
+    token_ids: list[int]
+    vocab_size: int
+    """As in `TokenizeRequest`."""
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -158,6 +183,21 @@ class Rejected(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     code: str | None = None
 
 
+class Tokens(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The answer to `TextToTokens`."""
+
+    uid: int
+    token_ids: list[int]
+    names: list[str] | None = None
+
+
+class Text(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The answer to `TokensToText`, special tokens included."""
+
+    uid: int
+    text: str
+
+
 class Heartbeat(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """`process` is ready and lives. Sent about once a second."""
 
@@ -193,6 +233,6 @@ class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     steps: int = 0
 
 
-ToTokenizer = TokenizeRequest | Abort
+ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort
 ToScheduler = NewRequest | Abort
-FromWorkers = StepText | Rejected | Heartbeat | SchedulerReady | SchedulerStats
+FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -22,6 +22,9 @@ from minisgl.server.metrics import CONTENT_TYPE, Metrics
 from minisgl.server.middleware import REQUEST_ID, Common
 from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
+from minisgl.server.tokenize import DetokenizeBody, TokenizeBody, detokenize, tokenize
+
+Tokenizing = TypeVar("Tokenizing", TokenizeBody, DetokenizeBody)
 
 
 def create_app(
@@ -41,7 +44,8 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_failure)
     _add_probes(app, frontend, metrics)
-    _add_models(app, config)
+    _add_models(app, config, frontend)
+    _add_tokenizing(app, config, frontend)
     _add_generation(app, config, frontend)
     return app
 
@@ -68,24 +72,49 @@ def _add_probes(app: FastAPI, frontend: Frontend, metrics: Metrics) -> None:
         return Response(metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
-def _add_models(app: FastAPI, config: ServerConfig) -> None:
-    card = {
-        "id": config.served_model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "minisgl",
-    }
+def _add_models(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
+    created = int(time.time())
+
+    def card() -> dict[str, Any]:
+        limits = frontend.readiness.limits
+        return {
+            "id": config.served_model_name,
+            "object": "model",
+            "created": created,
+            "owned_by": "minisgl",
+            "root": config.model or config.served_model_name,
+            "parent": None,
+            "max_model_len": None if limits is None else limits.max_seq_len,
+        }
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The one model that is served."""
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [card()]}
 
     @app.get("/v1/models/{model:path}")
     async def get_model(model: str) -> dict[str, Any]:
         """The served model; 404 for any other name."""
         _check_model(model, config)
-        return card
+        return card()
+
+
+def _add_tokenizing(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
+    async def read(request: Request, kind: type[Tokenizing]) -> Tokenizing:
+        body = await read_request(request, kind, config.max_body_size)
+        if body.model is not None:
+            _check_model(body.model, config)
+        return body
+
+    @app.post("/tokenize", operation_id="tokenize", openapi_extra=_body_schema(TokenizeBody))
+    async def _(request: Request) -> Response:
+        """The tokens of a text, or of a chat as the model's template writes it."""
+        return await tokenize(await read(request, TokenizeBody), frontend)
+
+    @app.post("/detokenize", operation_id="detokenize", openapi_extra=_body_schema(DetokenizeBody))
+    async def _(request: Request) -> Response:
+        """The text of tokens."""
+        return await detokenize(await read(request, DetokenizeBody), frontend)
 
 
 def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
@@ -115,7 +144,9 @@ def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            kinds = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+            kinds = [
+                (kind, "validation") for kind in (ChatRequest, CompletionRequest, TokenizeBody, DetokenizeBody)
+            ]
             _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
             app.openapi_schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         return app.openapi_schema

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,7 +25,12 @@ from minisgl.message import (
     SchedulerReady,
     SchedulerStats,
     StepText,
+    Text,
+    TextToTokens,
     TokenizeRequest,
+    Tokens,
+    TokensToText,
+    ToTokenizer,
     encode,
 )
 from minisgl.server.errors import ApiError, internal, invalid, queue_full, unavailable
@@ -73,6 +79,8 @@ class Frontend:
         """When the scheduler was ready, and the seconds of each phase of its start."""
         self._next_uid = 0
         self._in_flight: dict[int, tuple[Generation, Choice]] = {}
+        self._asked: dict[int, asyncio.Future[Tokens | Text]] = {}
+        """What only a tokenizer is asked."""
         self._open: set[Generation] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,6 +123,18 @@ class Frontend:
         if not self._open:
             self._idle.set()
 
+    async def ask(self, question: Callable[[int, EngineLimits], TextToTokens | TokensToText]) -> Tokens | Text:
+        """Put a question to a tokenizer, made of its id and the limits. Raises `ApiError`, as `start` does."""
+        limits = self._admit(1)
+        uid = self._next_uid
+        self._next_uid += 1
+        answer = self._asked[uid] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(question(uid, limits))
+            return await answer
+        finally:
+            self._asked.pop(uid, None)
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
@@ -145,11 +165,12 @@ class Frontend:
         most = limits.max_running_requests + self._max_queued
         if count > most:
             raise invalid(f"{count} prompts in one request; at most {most} can be in flight", param="prompt")
-        if len(self._in_flight) + count > most:
-            raise queue_full(len(self._in_flight), most)
+        busy = len(self._in_flight) + len(self._asked)
+        if busy + count > most:
+            raise queue_full(busy, most)
         return limits
 
-    def _send(self, message: TokenizeRequest | Abort) -> None:
+    def _send(self, message: ToTokenizer) -> None:
         # All messages of a request take one tokenizer, so that an abort cannot overtake its request.
         self._tokenizers[message.uid % len(self._tokenizers)].send(encode(message), zmq.NOBLOCK)
 
@@ -159,6 +180,9 @@ class Frontend:
                 self._step(message)
             case Rejected():
                 self._reject(message)
+            case Tokens() | Text():
+                if message.uid in self._asked:
+                    self._asked.pop(message.uid).set_result(message)
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
@@ -217,10 +241,12 @@ class Frontend:
             metrics.requests.inc()
 
     def _reject(self, rejected: Rejected) -> None:
-        generation, _ = self._in_flight.pop(rejected.uid, (None, None))
-        if generation is None:
-            return
         if rejected.code == "internal_error":
-            generation.fail(internal())
+            error = internal()
         else:
-            generation.fail(invalid(rejected.message, param=rejected.param, code=rejected.code))
+            error = invalid(rejected.message, param=rejected.param, code=rejected.code)
+        if rejected.uid in self._asked:
+            self._asked.pop(rejected.uid).set_exception(error)
+        elif rejected.uid in self._in_flight:
+            generation, _ = self._in_flight.pop(rejected.uid)
+            generation.fail(error)
