@@ -2,6 +2,7 @@
 
     API server --ToTokenizer--> tokenizer --ToScheduler--> scheduler rank 0 --Round--> the other ranks
     API server <--FromWorkers-- detokenizer <--StepTokens-- scheduler rank 0
+    API server --Watch--> scheduler rank 0 --Timeline--> API server
 
 A tokenizer may answer the API server itself (`Rejected`, `Tokens`, `Text`), and the detokenizer tells the
 scheduler when a stop string ended a request (`Abort`). Messages of one request take one path, so they cannot
@@ -87,6 +88,12 @@ class NewRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     shown: int = 0
     """How many of the prompt's last tokens the answer's text begins with: an echo, or a thought that the chat
     template has opened."""
+
+
+class Watch(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Somebody looks on: for so long, send the `Timeline`. Rank 0 keeps it to itself."""
+
+    seconds: float
 
 
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -233,6 +240,26 @@ class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     steps: int = 0
 
 
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    """Steps before it."""
+    started: float
+    """By `time.monotonic`."""
+    seconds: float
+    crowd: int
+    """Who decoded in it: a place in `Timeline.crowds`."""
+    read: list[tuple[int, int]]
+    """Whose prompts were read in it, by id, and how many tokens of each."""
+
+
+class Timeline(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What the scheduler did lately, oldest first. No tokens, no text."""
+
+    crowds: list[list[int]] = []
+    """Ids of requests that decoded together; most steps have that of the step before."""
+    steps: list[StepRecord] = []
+
+
 ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort
-ToScheduler = NewRequest | Abort
-FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats
+ToScheduler = NewRequest | Abort | Watch
+FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats | Timeline

@@ -22,6 +22,7 @@ from minisgl.server.metrics import CONTENT_TYPE, Metrics
 from minisgl.server.middleware import REQUEST_ID, Common
 from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
+from minisgl.server.page import add_page
 from minisgl.server.tokenize import DetokenizeBody, TokenizeBody, detokenize, tokenize
 
 Tokenizing = TypeVar("Tokenizing", TokenizeBody, DetokenizeBody)
@@ -47,6 +48,8 @@ def create_app(
     _add_models(app, config, frontend)
     _add_tokenizing(app, config, frontend)
     _add_generation(app, config, frontend)
+    if config.page:
+        add_page(app, config, frontend, metrics)
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -27,19 +28,25 @@ from minisgl.message import (
     StepText,
     Text,
     TextToTokens,
+    Timeline,
     TokenizeRequest,
     Tokens,
     TokensToText,
     ToTokenizer,
+    Watch,
     encode,
 )
 from minisgl.server.errors import ApiError, internal, invalid, queue_full, unavailable
 from minisgl.server.generation import Choice, Generation
 from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Phase, Readiness
+from minisgl.server.recent_steps import RecentSteps
 from minisgl.utils.sockets import pull_socket, push_socket
 
 logger = logging.getLogger("minisgl.server")
+
+WATCH_SECONDS = 3.0
+"""How long the scheduler tells of its steps after the page was last looked at."""
 
 
 class Prompt(NamedTuple):
@@ -74,6 +81,11 @@ class Frontend:
             push_socket(self._context, addresses.tokenizer(index)) for index in range(num_tokenizers)
         ]
         self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
+        self._scheduler_address = addresses.scheduler
+        self._scheduler: Any = None
+        """The socket to the scheduler, once somebody looks on."""
+        self._watched_until = 0.0
+        self.recent = RecentSteps()
         self._announced = False
         self._loaded: tuple[float, dict[str, float]] = (0.0, {})
         """When the scheduler was ready, and the seconds of each phase of its start."""
@@ -100,6 +112,7 @@ class Frontend:
         self._open.add(generation)
         self._idle.clear()
         for choice, prompt in zip(generation.choices, prompts, strict=True):
+            self.recent.name(choice.uid, request_id if len(uids) == 1 else f"{request_id}/{choice.index}")
             self._in_flight[choice.uid] = (generation, choice)
             seed = secrets.randbits(63) if params.seed is None else params.seed
             self._send(
@@ -128,12 +141,37 @@ class Frontend:
         limits = self._admit(1)
         uid = self._next_uid
         self._next_uid += 1
-        answer = self._asked[uid] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Tokens | Text] = asyncio.get_running_loop().create_future()
+        self._asked[uid] = answer
         try:
             self._send(question(uid, limits))
             return await answer
         finally:
             self._asked.pop(uid, None)
+
+    def watch(self) -> None:
+        """Somebody looks at the worker: its scheduler tells of its steps for a while."""
+        now = time.monotonic()
+        if self.readiness.limits is not None and now > self._watched_until - WATCH_SECONDS / 2:
+            if self._scheduler is None:
+                self._scheduler = push_socket(self._context, self._scheduler_address)
+            self._watched_until = now + WATCH_SECONDS
+            self._scheduler.send(encode(Watch(seconds=WATCH_SECONDS)), zmq.NOBLOCK)
+
+    def in_flight(self, most: int) -> list[dict[str, Any]]:
+        """The oldest requests that are being served, without their text."""
+        now = time.perf_counter()
+        return [
+            {
+                "uid": uid,
+                "name": self.recent.name_of(uid) or generation.request_id,
+                "prompt_tokens": choice.prompt_tokens,
+                "cached_tokens": choice.cached_tokens,
+                "generated": choice.generated,
+                "seconds": round(now - generation.arrived_at, 3),
+            }
+            for uid, (generation, choice) in itertools.islice(self._in_flight.items(), most)
+        ]
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
@@ -183,6 +221,8 @@ class Frontend:
             case Tokens() | Text():
                 if message.uid in self._asked:
                     self._asked.pop(message.uid).set_result(message)
+            case Timeline():
+                self.recent.add(message)
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
