@@ -17,7 +17,7 @@ import openai
 import uvloop
 
 from minisgl.core.config import Addresses
-from minisgl.server.api_process import http_server
+from minisgl.server.api_process import http_server, start_tracing
 from minisgl.server.app import create_app
 from minisgl.server.config import ServerConfig
 from minisgl.server.frontend import Frontend
@@ -100,7 +100,9 @@ async def _serve(
         readiness=Readiness(PROCESSES),
         metrics=metrics,
     )
-    server = http_server(create_app(config, frontend, metrics), config.tls)
+    tracing = start_tracing(config)
+    observers = () if tracing is None else (tracing.observe,)
+    server = http_server(create_app(config, frontend, metrics, observers), config.tls)
     receiving = asyncio.create_task(frontend.receive())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     started.append(frontend)
@@ -109,3 +111,5 @@ async def _serve(
     await serving
     receiving.cancel()
     frontend.destroy()
+    if tracing is not None:
+        tracing.end()

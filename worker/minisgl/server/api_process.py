@@ -14,13 +14,14 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from minisgl.server.app import create_app
-from minisgl.server.config import ApiConfig
+from minisgl.server.config import ApiConfig, ServerConfig
 from minisgl.server.drain import Drain
 from minisgl.server.frontend import Frontend
 from minisgl.server.http_protocol import Http11Protocol
@@ -28,6 +29,9 @@ from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Readiness
 from minisgl.server.tls import Tls
 from minisgl.utils.child import EXIT_EXPLAINED, run_child
+
+if TYPE_CHECKING:
+    from minisgl.server.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle time of common load balancers, which else reuse a connection as it closes."""
@@ -68,6 +72,15 @@ def http_server(app: FastAPI, tls: Tls | None = None) -> Server:
     )
 
 
+def start_tracing(config: ServerConfig) -> Tracing | None:
+    """None: nothing is traced, and nothing imported for it."""
+    if config.otlp_traces_endpoint is None:
+        return None
+    from minisgl.server.tracing import Tracing  # noqa: PLC0415  an extra, which need not be installed
+
+    return Tracing(config.otlp_traces_endpoint, config.served_model_name)
+
+
 async def watch(readiness: Readiness) -> None:
     """End this process, and with it the worker, when a rank hangs."""
     while (hanging := readiness.hanging()) is None:
@@ -90,7 +103,9 @@ async def serve(config: ApiConfig) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain.begin)
     loop.add_signal_handler(signal.SIGUSR1, lambda: drain.begin(hurry=True))
-    server = http_server(create_app(config.server, frontend, metrics), config.server.tls)
+    tracing = start_tracing(config.server)
+    observers = () if tracing is None else (tracing.observe,)
+    server = http_server(create_app(config.server, frontend, metrics, observers), config.server.tls)
     listener = socket.socket(fileno=config.listen_fd)
     receiving = asyncio.create_task(frontend.receive())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -105,6 +120,8 @@ async def serve(config: ApiConfig) -> None:
     receiving.cancel()
     watching.cancel()
     frontend.destroy()
+    if tracing is not None:
+        tracing.end()
 
 
 def main(_name: str, config: ApiConfig) -> None:
