@@ -240,6 +240,11 @@ class Engine(Fields):
             message=f"extraArgs must not hold options that the operator sets: {', '.join(OWNED_FLAGS)}",
         ),
         Rule(
+            rule="!has(self.extraArgs) || !self.extraArgs.exists(arg, arg.startsWith('--ssl-'))",
+            message="extraArgs must not turn on TLS: the pod's probes, its Service and the metrics speak plain "
+            "HTTP; end TLS in front of the Service, at an Ingress, a Gateway or a mesh",
+        ),
+        Rule(
             rule="self.device != 'cpu' || (self.quantization != 'fp8' && self.kvCacheDtype != 'fp8')",
             message="quantization and kvCacheDtype: fp8 needs a GPU, and device is cpu",
         ),

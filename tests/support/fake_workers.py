@@ -25,7 +25,11 @@ from minisgl.message import (
     SchedulerReady,
     SchedulerStats,
     StepText,
+    Text,
+    TextToTokens,
     TokenizeRequest,
+    Tokens,
+    TokensToText,
     ToTokenizer,
     encode,
 )
@@ -41,6 +45,7 @@ class FakeWorkers:
 
     def __init__(self, addresses: Addresses, *, ready: bool = True) -> None:
         self.requests: list[TokenizeRequest] = []
+        self.questions: list[TextToTokens | TokensToText] = []
         self.tokenizer_of: dict[int, int] = {}
         self.aborted: list[int] = []
         self._addresses = addresses
@@ -87,6 +92,9 @@ class FakeWorkers:
                 message = decode(inbox.recv())
                 if isinstance(message, Abort):
                     self.aborted.append(message.uid)
+                elif not isinstance(message, TokenizeRequest):
+                    self.questions.append(message)
+                    self._outbox += answer(message)
                 else:
                     self.tokenizer_of[message.uid] = inboxes.index(inbox)
                     self.requests.append(message)
@@ -135,6 +143,22 @@ def script(request: TokenizeRequest) -> list[msgspec.Struct]:
                 step(part)
     step("", "stop")
     return messages
+
+
+def answer(question: TextToTokens | TokensToText) -> list[msgspec.Struct]:
+    """To what only a tokenizer is asked: a token for each character, and back."""
+    if isinstance(question, TokensToText):
+        return [Text(uid=question.uid, text="".join(map(chr, question.token_ids)))]
+    text = question.text if question.messages is None else question.messages[-1]["content"]
+    match text:
+        case "<hang>":
+            return []
+        case "<reject>":
+            return [Rejected(uid=question.uid, message="too long", param="prompt", code="context_length_exceeded")]
+        case "<crash>":
+            return [Rejected(uid=question.uid, message="secret", code="internal_error")]
+    names = list(text or "") if question.names else None
+    return [Tokens(uid=question.uid, token_ids=list(map(ord, text or "")), names=names)]
 
 
 def one_token(uid: int, text: str, finish_reason: str) -> StepText:

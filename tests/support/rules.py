@@ -70,11 +70,13 @@ def _rule_cases() -> Iterator[Bad]:
     with_class = {"existingClaim": "models", "storageClassName": "fast"}
     yield broken("class of an existing claim", "spec.cache", no_class, service(cache=with_class))
 
-    owned_flags, fp8 = api.Engine.rules
+    owned_flags, no_tls, fp8 = api.Engine.rules
     options = [f"--{flag}" for flag in api.OWNED_FLAGS]
     for option in (*options, "-h", "--port=80", "--tp=2"):
         engine = {"extraArgs": ["--log-level", "debug", option]}
         yield broken(f"extraArgs {option}", "spec.engine", owned_flags, service(engine=engine))
+    engine = {"extraArgs": ["--ssl-certfile=/certificates/tls.crt"]}
+    yield broken("extraArgs with TLS", "spec.engine", no_tls, service(engine=engine))
     for field in ("quantization", "kvCacheDtype"):
         yield broken(f"{field} on a CPU", "spec.engine", fp8, service(engine={"device": "cpu", field: "fp8"}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +35,7 @@ _PULL_REASONS = {
 _NORMAL_REASONS = {"", "ContainerCreating", "PodInitializing"}
 _BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*":\s*(ErrImagePull:\s*)?')
 _ERROR_LINE = re.compile(r"^minisgl(?:\.[a-z.]+)?: error: (.+)$", re.MULTILINE)
+_JSON_LINE = re.compile(r"^\{.*\}$", re.MULTILINE)
 _LOG_TIME = re.compile(r"^(\d{4}-\d\d-\d\d[T ])?\d\d:\d\d:\d\d\S*\s+")
 _OPTION = re.compile(r"(?<![^\s'\"(])(--[a-z][a-z-]*|MINISGL_[A-Z_]+)")
 
@@ -108,11 +110,20 @@ def _config_reason(text: str) -> str:
 
 def error_text(log: str) -> str:
     """The one line that says what was wrong: the last error of our own programs, or the last line of any."""
+    log = _JSON_LINE.sub(_message, log)
     errors = _ERROR_LINE.findall(log)
     if errors:
         return clipped(str(errors[-1]).strip())
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return clipped(_LOG_TIME.sub("", lines[-1])) if lines else ""
+
+
+def _message(line: re.Match[str]) -> str:
+    """Of a line that a worker with ``--log-format=json`` wrote."""
+    try:
+        return str(json.loads(line[0])["message"])
+    except (ValueError, KeyError):
+        return line[0]
 
 
 def clipped(text: str) -> str:

@@ -89,6 +89,32 @@ def test_token_ids_are_the_text_that_they_stand_for(worker: WorkerProcess, token
     assert len(set(texts)) == 1
 
 
+def test_tokenize_counts_as_the_endpoints_do(
+    worker: WorkerProcess, client: openai.OpenAI, tokenizer: Tokenizer
+) -> None:
+    text = f"{TEXT} naïve 🙂 <|im_start|>"
+    answer = httpx.post(f"{worker.url}/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    encoded = tokenizer.encode(text)
+    assert (answer["tokens"], answer["token_strs"]) == (encoded.ids, encoded.tokens)
+    assert (answer["count"], answer["max_model_len"]) == (len(encoded.ids), LIMIT)
+    back = httpx.post(f"{worker.url}/detokenize", json={"tokens": encoded.ids}).json()
+    assert back == {"prompt": text}
+
+    messages: Any = [{"role": "user", "content": "Hello there"}]
+    usage = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1).usage
+    chat = httpx.post(f"{worker.url}/tokenize", json={"messages": messages}).json()
+    assert usage is not None and chat["count"] == usage.prompt_tokens
+    closed = httpx.post(
+        f"{worker.url}/tokenize", json={"messages": messages, "add_generation_prompt": False}
+    ).json()
+    assert closed["tokens"] == chat["tokens"][: closed["count"]] and closed["count"] < chat["count"]
+
+    refused = httpx.post(f"{worker.url}/tokenize", json={"prompt": "a" * 1_000_000})
+    assert refused.status_code == 400 and "1000000 characters" in refused.text and str(LIMIT) in refused.text
+    refused = httpx.post(f"{worker.url}/detokenize", json={"tokens": [1, 10**6]})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "tokens"
+
+
 def test_several_prompts_are_answered_as_each_alone(worker: WorkerProcess) -> None:
     prompts = [f"{TEXT} {number}" for number in range(4)]
     alone = [text_of(worker, prompt=prompt, max_tokens=8, temperature=0) for prompt in prompts]

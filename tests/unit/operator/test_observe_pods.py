@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -174,6 +175,13 @@ def test_a_worker_that_can_never_work_stays_so_while_it_is_tried_again() -> None
     end = terminated(2, "minisgl: error: --tp 2: this machine has 1 CUDA devices")
     failure = worker(running(1), last=end, restarts=4)
     assert failure is not None and failure.reason == "TensorParallelMismatch"
+
+
+def test_an_error_in_a_log_of_json_is_read() -> None:
+    line = {"time": "2026-01-01T12:00:00.000+00:00", "level": "error", "message": "minisgl: error: --tp 2: no"}
+    end = terminated(2, '{"message": "loading"}\n' + json.dumps(line) + "\n")
+    assert worker(end) == Failure("ConfigValid", "TensorParallelMismatch", "--tp 2: no")
+    assert worker(terminated(2, "{not json}")) == Failure("ConfigValid", "InvalidModel", "{not json}")
 
 
 def test_exit_status_2_without_a_line_still_says_something() -> None:

@@ -35,7 +35,8 @@ def test_every_option_reaches_the_configuration() -> None:
     line = (
         "--revision v1 --served-model-name name --dtype float16 --dummy-weight --host ::1 --port 0 --api-key k"
         " --num-tokenizer 3 --max-queued-requests 5 --max-body-size 6 --drain-grace 0.5 --drain-timeout 8"
-        " --log-level debug --shell --tp 2"
+        " --log-level debug --log-format json --no-page --otlp-traces-endpoint http://c:4318/v1/traces"
+        " --shell --tp 2"
         " --attn torch,flashinfer --cache naive --page-size 4 --num-pages 100"
         " --quantization fp8 --kv-cache-dtype fp8"
         " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10 --cuda-graph-max-batch 6"
@@ -43,7 +44,7 @@ def test_every_option_reaches_the_configuration() -> None:
     options = parse(*line.split(), MINISGL_DISABLE_OVERLAP_SCHEDULING="1", MINISGL_CHECK_RANKS="1")
     assert (options.model, options.revision) == ("some/model", "v1")
     worker = options.worker(Path("/path"), checkpoint_dtype="bfloat16", max_position=99, sampling=PLAIN)
-    assert (worker.num_tokenizers, worker.log_level, worker.shell) == (3, "debug", True)
+    assert (worker.num_tokenizers, worker.log_level, worker.log_format, worker.shell) == (3, "debug", "json", True)
     engine, scheduler, server = worker.engine, worker.scheduler, worker.server
     assert (engine.model_path, engine.device, engine.dtype, engine.attention) == (
         "/path",
@@ -55,7 +56,8 @@ def test_every_option_reaches_the_configuration() -> None:
     assert (engine.quantization, engine.kv_cache_dtype) == ("fp8", "fp8")
     assert (engine.dummy_weight, engine.tp_size, engine.cuda_graph_max_batch) == (True, 2, 6)
     assert (scheduler.cache, scheduler.prefill_budget) == ("naive", 10)
-    assert (scheduler.overlap, scheduler.check_ranks) == (False, True)
+    assert (scheduler.overlap, scheduler.check_ranks, scheduler.record_steps) == (False, True, False)
+    assert (server.page, server.otlp_traces_endpoint) == (False, "http://c:4318/v1/traces")
     assert (server.served_model_name, server.host, server.port, server.api_key) == ("name", "::1", 0, "k")
     assert (server.max_queued_requests, server.max_body_size) == (5, 6)
     assert (server.drain_grace, server.drain_timeout) == (0.5, 8.0)
@@ -74,6 +76,8 @@ def test_defaults() -> None:
     options = parse()
     assert (options.server.port, options.server.host, options.server.api_key) == (1919, "127.0.0.1", None)
     assert (options.log_level, options.scheduler.overlap, options.engine.memory_ratio) == ("info", True, 0.9)
+    assert (options.log_format, options.server.otlp_traces_endpoint) == ("text", None)
+    assert options.server.page and options.scheduler.record_steps
     shell = parse("--shell")
     assert (shell.server.port, shell.log_level) == (0, "warning")
 
@@ -131,6 +135,9 @@ def test_missing_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--drain-timeout", "nan"),
         ("--drain-timeout", "inf"),
         ("--log-level", "loud"),
+        ("--log-format", "yaml"),
+        ("--otlp-traces-endpoint", "localhost:4318"),
+        ("--otlp-traces-endpoint", "http://"),
         ("--device", "tpu"),
         ("--tp", "0"),
         ("--attn", "flash"),
@@ -177,6 +184,12 @@ def test_a_bad_value_is_named_with_its_option(option: str, value: str) -> None:
 )
 def test_contradictions_are_refused(arguments: str, environ: dict[str, str], expected: str) -> None:
     assert expected in error_of(*arguments.split(), **environ)
+
+
+def test_traces_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(args, "_has_exporter", lambda: False)
+    expected = "--otlp-traces-endpoint needs OpenTelemetry: pip install 'minisgl[otel]'"
+    assert error_of("--otlp-traces-endpoint", "http://c/v1/traces") == expected
 
 
 def test_what_the_model_cannot_do_is_refused() -> None:

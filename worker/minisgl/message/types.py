@@ -2,10 +2,12 @@
 
     API server --ToTokenizer--> tokenizer --ToScheduler--> scheduler rank 0 --Round--> the other ranks
     API server <--FromWorkers-- detokenizer <--StepTokens-- scheduler rank 0
+    API server --Watch--> scheduler rank 0 --Timeline--> API server
 
-A tokenizer may answer the API server itself (`Rejected`), and the detokenizer tells the scheduler when a stop
-string ended a request (`Abort`). Messages of one request take one path, so they cannot overtake each other.
-Frames that go out every step are in columns: element i of each list is about the same request.
+A tokenizer may answer the API server itself (`Rejected`, `Tokens`, `Text`), and the detokenizer tells the
+scheduler when a stop string ended a request (`Abort`). Messages of one request take one path, so they cannot
+overtake each other. Frames that go out every step are in columns: element i of each list is about the same
+request.
 """
 
 from __future__ import annotations
@@ -45,6 +47,30 @@ class TokenizeRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Every id of `token_ids` must lie in ``[0, vocab_size)``."""
 
 
+class TextToTokens(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Only the tokens are wanted, of a text or a chat: the tokenizer answers with `Tokens`."""
+
+    uid: int
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    template: dict[str, Any] = {}
+    """As in `TokenizeRequest`."""
+    add_special_tokens: bool
+    names: bool
+    """Also what the vocabulary calls the tokens."""
+    max_seq_len: int
+    """A text that is longer than this many of the longest token is refused unread."""
+
+
+class TokensToText(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The tokenizer answers with `Text`."""
+
+    uid: int
+    token_ids: list[int]
+    vocab_size: int
+    """As in `TokenizeRequest`."""
+
+
 class Abort(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Forget the request, in whatever state it is. Unknown ids are ignored."""
 
@@ -62,6 +88,12 @@ class NewRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     shown: int = 0
     """How many of the prompt's last tokens the answer's text begins with: an echo, or a thought that the chat
     template has opened."""
+
+
+class Watch(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Somebody looks on: for so long, send the `Timeline`. Rank 0 keeps it to itself."""
+
+    seconds: float
 
 
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -158,6 +190,21 @@ class Rejected(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     code: str | None = None
 
 
+class Tokens(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The answer to `TextToTokens`."""
+
+    uid: int
+    token_ids: list[int]
+    names: list[str] | None = None
+
+
+class Text(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The answer to `TokensToText`, special tokens included."""
+
+    uid: int
+    text: str
+
+
 class Heartbeat(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """`process` is ready and lives. Sent about once a second."""
 
@@ -193,6 +240,26 @@ class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     steps: int = 0
 
 
-ToTokenizer = TokenizeRequest | Abort
-ToScheduler = NewRequest | Abort
-FromWorkers = StepText | Rejected | Heartbeat | SchedulerReady | SchedulerStats
+class StepRecord(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    """Steps before it."""
+    started: float
+    """By `time.monotonic`."""
+    seconds: float
+    crowd: int
+    """Who decoded in it: a place in `Timeline.crowds`."""
+    read: list[tuple[int, int]]
+    """Whose prompts were read in it, by id, and how many tokens of each."""
+
+
+class Timeline(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What the scheduler did lately, oldest first. No tokens, no text."""
+
+    crowds: list[list[int]] = []
+    """Ids of requests that decoded together; most steps have that of the step before."""
+    steps: list[StepRecord] = []
+
+
+ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort
+ToScheduler = NewRequest | Abort | Watch
+FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats | Timeline

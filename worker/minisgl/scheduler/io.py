@@ -18,8 +18,10 @@ from minisgl.message import (
     SchedulerStats,
     StepDigest,
     ToScheduler,
+    Watch,
     encode,
 )
+from minisgl.scheduler.recorder import Recorder
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.utils.sockets import pull_socket, push_socket
 
@@ -64,7 +66,7 @@ class Heart:
 class RankZeroEndpoint:
     """Rank 0: requests in from tokenizers, tokens out to the detokenizer, reports to the API server."""
 
-    def __init__(self, addresses: Addresses, tp_size: int, process: str) -> None:
+    def __init__(self, addresses: Addresses, tp_size: int, process: str, recorder: Recorder | None = None) -> None:
         context: zmq.Context[Any] = zmq.Context.instance()
         self._inbox = pull_socket(context, addresses.scheduler)
         self._broadcaster = Broadcaster(context, addresses, tp_size)
@@ -74,16 +76,22 @@ class RankZeroEndpoint:
         self._decode: Decoder[ToScheduler] = Decoder(ToScheduler)
         self._reported = SchedulerStats()
         self._next_report = 0.0
+        self._recorder = recorder
+        self._watched_until = 0.0
 
     def announce(self, limits: EngineLimits, phases: dict[str, float]) -> None:
         """Requests may come from now on."""
         self._api.send(encode(SchedulerReady(limits=limits, phases=phases)))
 
     def receive(self, *, block: bool) -> Round:
-        messages: list[ToScheduler] = []
+        arrived = Round(messages=[])
         if not block or self._inbox.poll(IDLE_SECONDS * 1000):
-            messages = [self._decode(frame) for frame in drain(self._inbox)]
-        arrived = Round(messages=messages)
+            for frame in drain(self._inbox):
+                message = self._decode(frame)
+                if isinstance(message, Watch):
+                    self._watched_until = time.monotonic() + message.seconds
+                else:
+                    arrived.messages.append(message)
         self._broadcaster.send(arrived)
         self._heart.rounds += 1
         return arrived
@@ -103,6 +111,10 @@ class RankZeroEndpoint:
             if stats != self._reported:
                 self._api.send(encode(stats))
                 self._reported = stats
+            if now < self._watched_until and self._recorder is not None:
+                timeline = self._recorder.take()
+                if timeline is not None:
+                    self._api.send(encode(timeline))
             self._next_report = now + STATS_SECONDS
 
 

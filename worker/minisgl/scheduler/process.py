@@ -9,17 +9,27 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from minisgl.core.config import SchedulerProcessConfig
 from minisgl.models.config import ModelConfig
 from minisgl.scheduler.agreement import ComparedScheduler
 from minisgl.scheduler.io import RankEndpoint, RankZeroEndpoint
 from minisgl.scheduler.loop import normal_loop, overlap_loop
+from minisgl.scheduler.recorder import RecordedComparedScheduler, RecordedScheduler, Recorder
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.utils.child import run_child
 from minisgl.utils.cuda_driver import load_driver
 
 logger = logging.getLogger("minisgl.scheduler")
+
+SCHEDULERS: dict[tuple[bool, bool], type[Scheduler]] = {
+    (False, False): Scheduler,
+    (False, True): RecordedScheduler,
+    (True, False): ComparedScheduler,
+    (True, True): RecordedComparedScheduler,
+}
+"""By whether it compares its steps with rank 0's, and whether it records them."""
 
 
 def main(process: str, config: SchedulerProcessConfig) -> None:
@@ -41,16 +51,19 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     )
     rank = config.engine.tp_rank
     endpoint: RankZeroEndpoint | RankEndpoint
+    recorder = Recorder() if rank == 0 and config.scheduler.record_steps else None
     if rank == 0:
-        endpoint = RankZeroEndpoint(config.addresses, config.engine.tp_size, process)
+        endpoint = RankZeroEndpoint(config.addresses, config.engine.tp_size, process, recorder)
         endpoint.announce(limits, phases)
     else:
         endpoint = RankEndpoint(config.addresses, rank, process)
     rules = config.scheduler, limits, model.eos_ids
+    options: dict[str, Any] = {}
     if config.scheduler.check_ranks:
-        scheduler: Scheduler = ComparedScheduler(*rules, rank=rank, exchange=endpoint.exchange)
-    else:
-        scheduler = Scheduler(*rules)
+        options |= {"rank": rank, "exchange": endpoint.exchange}
+    if recorder is not None:
+        options |= {"recorder": recorder}
+    scheduler = SCHEDULERS[config.scheduler.check_ranks, recorder is not None](*rules, **options)
     gc.freeze()
     gc.enable()
     loop = overlap_loop if config.scheduler.overlap else normal_loop

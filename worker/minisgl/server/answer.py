@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from minisgl.server.errors import ApiError, internal
+from minisgl.server.exchange import EXCHANGE, Exchange
 from minisgl.server.frontend import Frontend
 from minisgl.server.generation import Generation
 from minisgl.server.openai_output import Reply
@@ -40,8 +40,9 @@ class Answer(Response):
         self._reply = reply
         self._stream = stream
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        generation = self._begin()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope[EXCHANGE]
+        generation = exchange.generation = self._begin()
         outcome = "client disconnected"
         respond = self._send_stream if self._stream else self._send_whole
         work = asyncio.create_task(respond(generation, send))
@@ -55,7 +56,7 @@ class Answer(Response):
             work.cancel()
             gone.cancel()
             self._frontend.close(generation)
-            _log(generation, outcome)
+            exchange.outcome = outcome
 
     async def _send_whole(self, generation: Generation, send: Send) -> None:
         await generation.complete()
@@ -103,18 +104,3 @@ def _outcome(generation: Generation) -> str:
     if generation.error is not None:
         return f"{generation.error.status} {generation.error.code or generation.error.kind}"
     return ",".join(choice.finish_reason for choice in generation.choices)
-
-
-def _log(generation: Generation, outcome: str) -> None:
-    first = generation.first_token_at
-    logger.info(
-        "request %s: %d prompt tokens, %d of them cached, %d out, first after %s s, all after %.3f s, %s%s",
-        generation.request_id,
-        sum(choice.prompt_tokens for choice in generation.choices),
-        sum(choice.cached_tokens for choice in generation.choices),
-        sum(choice.generated for choice in generation.choices),
-        "-" if first is None else f"{first - generation.arrived_at:.3f}",
-        time.perf_counter() - generation.arrived_at,
-        outcome,
-        "" if generation.user is None else f", user {generation.user!r}",
-    )

@@ -12,20 +12,26 @@ import os
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 
 from minisgl.server.app import create_app
-from minisgl.server.config import ApiConfig
+from minisgl.server.config import ApiConfig, ServerConfig
 from minisgl.server.drain import Drain
 from minisgl.server.frontend import Frontend
 from minisgl.server.http_protocol import Http11Protocol
 from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Readiness
+from minisgl.server.tls import Tls
 from minisgl.utils.child import EXIT_EXPLAINED, run_child
+
+if TYPE_CHECKING:
+    from minisgl.server.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle time of common load balancers, which else reuse a connection as it closes."""
@@ -44,7 +50,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def http_server(app: FastAPI) -> Server:
+def http_server(app: FastAPI, tls: Tls | None = None) -> Server:
     return Server(
         uvicorn.Config(
             app,
@@ -57,8 +63,22 @@ def http_server(app: FastAPI) -> Server:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=FLUSH_SECONDS,
+            ssl_certfile=None if tls is None else tls.certfile,
+            ssl_keyfile=None if tls is None else tls.keyfile,
+            ssl_keyfile_password=None if tls is None else tls.password,
+            ssl_ca_certs=None if tls is None else tls.ca_certs,
+            ssl_cert_reqs=ssl.CERT_NONE if tls is None or tls.ca_certs is None else ssl.CERT_REQUIRED,
         )
     )
+
+
+def start_tracing(config: ServerConfig) -> Tracing | None:
+    """None: nothing is traced, and nothing imported for it."""
+    if config.otlp_traces_endpoint is None:
+        return None
+    from minisgl.server.tracing import Tracing  # noqa: PLC0415  an extra, which need not be installed
+
+    return Tracing(config.otlp_traces_endpoint, config.served_model_name)
 
 
 async def watch(readiness: Readiness) -> None:
@@ -83,7 +103,9 @@ async def serve(config: ApiConfig) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, drain.begin)
     loop.add_signal_handler(signal.SIGUSR1, lambda: drain.begin(hurry=True))
-    server = http_server(create_app(config.server, frontend, metrics))
+    tracing = start_tracing(config.server)
+    observers = () if tracing is None else (tracing.observe,)
+    server = http_server(create_app(config.server, frontend, metrics, observers), config.server.tls)
     listener = socket.socket(fileno=config.listen_fd)
     receiving = asyncio.create_task(frontend.receive())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -98,6 +120,8 @@ async def serve(config: ApiConfig) -> None:
     receiving.cancel()
     watching.cancel()
     frontend.destroy()
+    if tracing is not None:
+        tracing.end()
 
 
 def main(_name: str, config: ApiConfig) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -15,25 +16,40 @@ from minisgl.server.answer import Answer
 from minisgl.server.body import read_request
 from minisgl.server.config import ServerConfig
 from minisgl.server.errors import ApiError, internal, unavailable, unknown_model
+from minisgl.server.exchange import EXCHANGE, Observer, log_exchange
 from minisgl.server.frontend import Frontend
 from minisgl.server.metrics import CONTENT_TYPE, Metrics
 from minisgl.server.middleware import REQUEST_ID, Common
 from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
+from minisgl.server.page import add_page
+from minisgl.server.tokenize import DetokenizeBody, TokenizeBody, detokenize, tokenize
+
+Tokenizing = TypeVar("Tokenizing", TokenizeBody, DetokenizeBody)
 
 
-def create_app(config: ServerConfig, frontend: Frontend, metrics: Metrics) -> FastAPI:
-    """The ASGI application over `frontend`."""
+def create_app(
+    config: ServerConfig, frontend: Frontend, metrics: Metrics, observers: Sequence[Observer] = ()
+) -> FastAPI:
+    """The ASGI application over `frontend`. `observers` are told of every request, and so is the log."""
     app = FastAPI(
         title="MiniSGLang", version=minisgl.__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.add_middleware(Common, api_key=config.api_key, readiness=frontend.readiness)
+    app.add_middleware(
+        Common,
+        api_key=config.api_key,
+        readiness=frontend.readiness,
+        observers=(log_exchange, *observers),
+    )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_failure)
     _add_probes(app, frontend, metrics)
-    _add_models(app, config)
+    _add_models(app, config, frontend)
+    _add_tokenizing(app, config, frontend)
     _add_generation(app, config, frontend)
+    if config.page:
+        add_page(app, config, frontend, metrics)
     return app
 
 
@@ -59,30 +75,56 @@ def _add_probes(app: FastAPI, frontend: Frontend, metrics: Metrics) -> None:
         return Response(metrics.page(), headers={"content-type": CONTENT_TYPE})
 
 
-def _add_models(app: FastAPI, config: ServerConfig) -> None:
-    card = {
-        "id": config.served_model_name,
-        "object": "model",
-        "created": int(time.time()),
-        "owned_by": "minisgl",
-    }
+def _add_models(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
+    created = int(time.time())
+
+    def card() -> dict[str, Any]:
+        limits = frontend.readiness.limits
+        return {
+            "id": config.served_model_name,
+            "object": "model",
+            "created": created,
+            "owned_by": "minisgl",
+            "root": config.model or config.served_model_name,
+            "parent": None,
+            "max_model_len": None if limits is None else limits.max_seq_len,
+        }
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
         """The one model that is served."""
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": [card()]}
 
     @app.get("/v1/models/{model:path}")
     async def get_model(model: str) -> dict[str, Any]:
         """The served model; 404 for any other name."""
         _check_model(model, config)
-        return card
+        return card()
+
+
+def _add_tokenizing(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
+    async def read(request: Request, kind: type[Tokenizing]) -> Tokenizing:
+        body = await read_request(request, kind, config.max_body_size)
+        if body.model is not None:
+            _check_model(body.model, config)
+        return body
+
+    @app.post("/tokenize", operation_id="tokenize", openapi_extra=_body_schema(TokenizeBody))
+    async def _(request: Request) -> Response:
+        """The tokens of a text, or of a chat as the model's template writes it."""
+        return await tokenize(await read(request, TokenizeBody), frontend)
+
+    @app.post("/detokenize", operation_id="detokenize", openapi_extra=_body_schema(DetokenizeBody))
+    async def _(request: Request) -> Response:
+        """The text of tokens."""
+        return await detokenize(await read(request, DetokenizeBody), frontend)
 
 
 def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
     async def answer(request: Request, kind: type[ChatRequest | CompletionRequest], reply: type[Reply]) -> Answer:
         body = await read_request(request, kind, config.max_body_size)
         _check_model(body.model, config)
+        request.scope[EXCHANGE].body = body
         return Answer(
             frontend,
             lambda: frontend.start(
@@ -105,7 +147,9 @@ def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            kinds = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+            kinds = [
+                (kind, "validation") for kind in (ChatRequest, CompletionRequest, TokenizeBody, DetokenizeBody)
+            ]
             _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
             app.openapi_schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         return app.openapi_schema
@@ -124,8 +168,9 @@ def _check_model(name: str, config: ServerConfig) -> None:
         raise unknown_model(name, config.served_model_name)
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    request.scope[EXCHANGE].error = error
     return error.response()
 
 
@@ -135,7 +180,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}"
     code = str(error.detail).lower().replace(" ", "_")
     headers = dict(error.headers) if error.headers else None
-    return ApiError(error.status_code, message, code=code, headers=headers).response()
+    return await _on_api_error(request, ApiError(error.status_code, message, code=code, headers=headers))
 
 
 async def _on_failure(_request: Request, _error: Exception) -> Response:

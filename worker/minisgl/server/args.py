@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,10 @@ from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
 from minisgl.server.parser import CHECK_RANKS, ENGINE, NO_OVERLAP, SERVER, build_parser
+from minisgl.server.tls import Tls, check
 from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import KERNEL_CACHE
+from minisgl.utils.log import LogFormat
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +45,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerConfig
     num_tokenizers: int
     log_level: str
+    log_format: LogFormat
     shell: bool
     kernel_cache: str | None
 
@@ -62,6 +66,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             server=msgspec.structs.replace(self.server, sampling=sampling),
             num_tokenizers=self.num_tokenizers,
             log_level=self.log_level,
+            log_format=self.log_format,
             shell=self.shell,
         )
 
@@ -95,21 +100,27 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
         scheduler=SchedulerConfig(
             cache=cast(CacheType, given.cache),
             prefill_budget=given.max_prefill_length,
+            record_steps=not given.no_page,
             overlap=not _flag(environ, NO_OVERLAP),
             check_ranks=_flag(environ, CHECK_RANKS),
         ),
         server=ServerConfig(
             served_model_name=served_name,
+            model=_default_name(given.model),
             host=given.host,
             port=(0 if given.shell else SERVER.port) if given.port is None else given.port,
             api_key=_api_key(given.api_key, environ),
+            tls=_tls(given),
             max_queued_requests=given.max_queued_requests,
             max_body_size=given.max_body_size,
             drain_grace=given.drain_grace,
             drain_timeout=given.drain_timeout,
+            page=not given.no_page,
+            otlp_traces_endpoint=given.otlp_traces_endpoint,
         ),
         num_tokenizers=given.num_tokenizer,
         log_level=given.log_level or ("warning" if given.shell else "info"),
+        log_format=cast(LogFormat, given.log_format),
         shell=given.shell,
         kernel_cache=given.kernel_cache or environ.get(KERNEL_CACHE) or None,
     )
@@ -118,6 +129,10 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
 def _check_pairs(given: argparse.Namespace) -> None:
     if given.revision is not None and Path(given.model).expanduser().is_dir():
         raise UserError(f"--revision is for models on the Hub, but --model {given.model} is a directory")
+    if given.otlp_traces_endpoint is not None and not _has_exporter():
+        raise UserError("--otlp-traces-endpoint needs OpenTelemetry: pip install 'minisgl[otel]'")
+    if given.shell and given.ssl_ca_certs is not None:
+        raise UserError("--ssl-ca-certs asks every client for a certificate, and --shell has none")
     if given.num_pages is None:
         return
     if given.memory_ratio is not None:
@@ -144,6 +159,29 @@ def _device(given: str, tp: int) -> Device:
     if tp > devices:
         raise UserError(f"--tp {tp}: this machine has {devices} CUDA devices")
     return "cuda"
+
+
+def _tls(given: argparse.Namespace) -> Tls | None:
+    if given.ssl_certfile is None or given.ssl_keyfile is None:
+        for name, value in vars(given).items():
+            if name.startswith("ssl_") and value is not None:
+                raise UserError(f"--{name.replace('_', '-')} needs --ssl-certfile and --ssl-keyfile, both")
+        return None
+    tls = Tls(
+        certfile=str(Path(given.ssl_certfile).absolute()),
+        keyfile=str(Path(given.ssl_keyfile).absolute()),
+        password=given.ssl_keyfile_password,
+        ca_certs=None if given.ssl_ca_certs is None else str(Path(given.ssl_ca_certs).absolute()),
+    )
+    check(tls)
+    return tls
+
+
+def _has_exporter() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter") is not None
+    except ModuleNotFoundError:  # of a package around it
+        return False
 
 
 def _api_key(option: str | None, environ: Mapping[str, str]) -> str | None:

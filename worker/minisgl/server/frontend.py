@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,16 +26,27 @@ from minisgl.message import (
     SchedulerReady,
     SchedulerStats,
     StepText,
+    Text,
+    TextToTokens,
+    Timeline,
     TokenizeRequest,
+    Tokens,
+    TokensToText,
+    ToTokenizer,
+    Watch,
     encode,
 )
 from minisgl.server.errors import ApiError, internal, invalid, queue_full, unavailable
 from minisgl.server.generation import Choice, Generation
 from minisgl.server.metrics import Metrics
 from minisgl.server.readiness import Phase, Readiness
+from minisgl.server.recent_steps import RecentSteps
 from minisgl.utils.sockets import pull_socket, push_socket
 
 logger = logging.getLogger("minisgl.server")
+
+WATCH_SECONDS = 3.0
+"""How long the scheduler tells of its steps after the page was last looked at."""
 
 
 class Prompt(NamedTuple):
@@ -68,11 +81,18 @@ class Frontend:
             push_socket(self._context, addresses.tokenizer(index)) for index in range(num_tokenizers)
         ]
         self._decode: Decoder[FromWorkers] = Decoder(FromWorkers)
+        self._scheduler_address = addresses.scheduler
+        self._scheduler: Any = None
+        """The socket to the scheduler, once somebody looks on."""
+        self._watched_until = 0.0
+        self.recent = RecentSteps()
         self._announced = False
         self._loaded: tuple[float, dict[str, float]] = (0.0, {})
         """When the scheduler was ready, and the seconds of each phase of its start."""
         self._next_uid = 0
         self._in_flight: dict[int, tuple[Generation, Choice]] = {}
+        self._asked: dict[int, asyncio.Future[Tokens | Text]] = {}
+        """What only a tokenizer is asked."""
         self._open: set[Generation] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -92,6 +112,7 @@ class Frontend:
         self._open.add(generation)
         self._idle.clear()
         for choice, prompt in zip(generation.choices, prompts, strict=True):
+            self.recent.name(choice.uid, request_id if len(uids) == 1 else f"{request_id}/{choice.index}")
             self._in_flight[choice.uid] = (generation, choice)
             seed = secrets.randbits(63) if params.seed is None else params.seed
             self._send(
@@ -114,6 +135,43 @@ class Frontend:
                 self._metrics.aborted.inc()
         if not self._open:
             self._idle.set()
+
+    async def ask(self, question: Callable[[int, EngineLimits], TextToTokens | TokensToText]) -> Tokens | Text:
+        """Put a question to a tokenizer, made of its id and the limits. Raises `ApiError`, as `start` does."""
+        limits = self._admit(1)
+        uid = self._next_uid
+        self._next_uid += 1
+        answer: asyncio.Future[Tokens | Text] = asyncio.get_running_loop().create_future()
+        self._asked[uid] = answer
+        try:
+            self._send(question(uid, limits))
+            return await answer
+        finally:
+            self._asked.pop(uid, None)
+
+    def watch(self) -> None:
+        """Somebody looks at the worker: its scheduler tells of its steps for a while."""
+        now = time.monotonic()
+        if self.readiness.limits is not None and now > self._watched_until - WATCH_SECONDS / 2:
+            if self._scheduler is None:
+                self._scheduler = push_socket(self._context, self._scheduler_address)
+            self._watched_until = now + WATCH_SECONDS
+            self._scheduler.send(encode(Watch(seconds=WATCH_SECONDS)), zmq.NOBLOCK)
+
+    def in_flight(self, most: int) -> list[dict[str, Any]]:
+        """The oldest requests that are being served, without their text."""
+        now = time.perf_counter()
+        return [
+            {
+                "uid": uid,
+                "name": self.recent.name_of(uid) or generation.request_id,
+                "prompt_tokens": choice.prompt_tokens,
+                "cached_tokens": choice.cached_tokens,
+                "generated": choice.generated,
+                "seconds": round(now - generation.arrived_at, 3),
+            }
+            for uid, (generation, choice) in itertools.islice(self._in_flight.items(), most)
+        ]
 
     async def idle(self) -> None:
         """Wait until no request is in flight."""
@@ -145,11 +203,12 @@ class Frontend:
         most = limits.max_running_requests + self._max_queued
         if count > most:
             raise invalid(f"{count} prompts in one request; at most {most} can be in flight", param="prompt")
-        if len(self._in_flight) + count > most:
-            raise queue_full(len(self._in_flight), most)
+        busy = len(self._in_flight) + len(self._asked)
+        if busy + count > most:
+            raise queue_full(busy, most)
         return limits
 
-    def _send(self, message: TokenizeRequest | Abort) -> None:
+    def _send(self, message: ToTokenizer) -> None:
         # All messages of a request take one tokenizer, so that an abort cannot overtake its request.
         self._tokenizers[message.uid % len(self._tokenizers)].send(encode(message), zmq.NOBLOCK)
 
@@ -159,6 +218,11 @@ class Frontend:
                 self._step(message)
             case Rejected():
                 self._reject(message)
+            case Tokens() | Text():
+                if message.uid in self._asked:
+                    self._asked.pop(message.uid).set_result(message)
+            case Timeline():
+                self.recent.add(message)
             case SchedulerStats():
                 self._metrics.report(message)
             case SchedulerReady():
@@ -217,10 +281,12 @@ class Frontend:
             metrics.requests.inc()
 
     def _reject(self, rejected: Rejected) -> None:
-        generation, _ = self._in_flight.pop(rejected.uid, (None, None))
-        if generation is None:
-            return
         if rejected.code == "internal_error":
-            generation.fail(internal())
+            error = internal()
         else:
-            generation.fail(invalid(rejected.message, param=rejected.param, code=rejected.code))
+            error = invalid(rejected.message, param=rejected.param, code=rejected.code)
+        if rejected.uid in self._asked:
+            self._asked.pop(rejected.uid).set_exception(error)
+        elif rejected.uid in self._in_flight:
+            generation, _ = self._in_flight.pop(rejected.uid)
+            generation.fail(error)

@@ -33,7 +33,7 @@ def launch(config: WorkerConfig, first: subprocess.Popen[bytes]) -> int:
 
     `first`: the process of rank 0, spawned ahead, since it takes longest.
     """
-    configure_logging("launcher", config.log_level)
+    configure_logging("launcher", config.log_level, config.log_format)
     # A signal from here on waits for the supervisor, so that none ends the launch between two of its steps.
     signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)
     server = config.server
@@ -42,22 +42,35 @@ def launch(config: WorkerConfig, first: subprocess.Popen[bytes]) -> int:
         host, port = listener.getsockname()[:2]
         directory = stack.enter_context(private_directory())
         environment = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        header = ChildHeader(name="", log_level=config.log_level, directory=directory, environment=environment)
+        header = ChildHeader(
+            name="",
+            log_level=config.log_level,
+            log_format=config.log_format,
+            directory=directory,
+            environment=environment,
+        )
         drain_seconds = server.drain_grace + server.drain_timeout + _FLUSH_SECONDS
         supervisor = stack.enter_context(Supervisor(header, drain_seconds=drain_seconds))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ORDERS)
         start_processes(supervisor, config, Addresses(directory=directory), listener, first)
         listener.close()  # so that clients are refused as soon as the API server stops listening
         logger.info(
-            "serving %s as %r on http://%s:%d once it is loaded",
+            "serving %s as %r on %s://%s:%d once it is loaded",
             config.engine.model_path,
             server.served_model_name,
+            server.scheme,
             f"[{host}]" if ":" in host else host,
             port,
         )
         if config.shell:
             near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-            chat = ShellConfig(host=near, port=port, api_key=server.api_key, model=server.served_model_name)
+            chat = ShellConfig(
+                host=near,
+                port=port,
+                api_key=server.api_key,
+                certfile=None if server.tls is None else server.tls.certfile,
+                model=server.served_model_name,
+            )
             supervisor.start("shell", "minisgl.server.shell", chat, terminal=True)
         return supervisor.run()
 

@@ -22,6 +22,7 @@ class Metrics:
 
     def __init__(self, model_name: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._model_name = model_name
         self._registry = CollectorRegistry()
         self._report = SchedulerReport(model_name)
         self._registry.register(self._report)
@@ -47,6 +48,17 @@ class Metrics:
         self.generation_tokens = counter("sglang:generation_tokens_total", "Tokens generated.")
         self.requests = counter("sglang:num_requests_total", "Prompts that were answered to their end.")
         self.aborted = counter("minisgl:aborted_requests_total", "Prompts given up before their end.")
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """The scheduler's last report."""
+        return self._report.stats
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated since the start."""
+        name = "sglang:generation_tokens_total"
+        return int(self._registry.get_sample_value(name, {LABEL: self._model_name}) or 0)
 
     def report(self, stats: SchedulerStats) -> None:
         self._report.stats = stats

@@ -1,21 +1,21 @@
-"""What every HTTP exchange has in common: a request id, and a key if the server has one."""
+"""What every HTTP exchange has in common: a request id, a key if there is one, and who is told of its end."""
 
 from __future__ import annotations
 
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minisgl.server.errors import wrong_key
+from minisgl.server.exchange import EXCHANGE, OPEN_PATHS, Exchange, Observer
 from minisgl.server.readiness import Phase, Readiness
 
 REQUEST_ID = "minisgl.request_id"
 """Where a request's scope holds its id."""
-OPEN_PATHS = frozenset({"/live", "/ready", "/health", "/metrics"})
-"""Probes and scrapers have no key."""
 
 _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -23,8 +23,11 @@ _GOOD_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Common:
     """ASGI middleware: returns ``x-request-id``, asks for the key, closes connections while draining."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, readiness: Readiness) -> None:
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None, readiness: Readiness, observers: Sequence[Observer] = ()
+    ) -> None:
         self._app = app
+        self._observers = observers
         self._key = None if api_key is None else api_key.encode()
         self._readiness = readiness
 
@@ -35,9 +38,11 @@ class Common:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = scope[REQUEST_ID] = given if _GOOD_ID.fullmatch(given) else secrets.token_hex(16)
+        exchange = scope[EXCHANGE] = Exchange(scope, request_id)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
+                exchange.status = message["status"]
                 marked = MutableHeaders(scope=message)
                 marked["x-request-id"] = request_id
                 if self._readiness.phase is not Phase.SERVING:
@@ -45,7 +50,14 @@ class Common:
             await send(message)
 
         allowed = self._key is None or scope["path"] in OPEN_PATHS or self._has_key(headers)
-        await (self._app if allowed else wrong_key().response())(scope, receive, send_marked)
+        try:
+            await (self._app if allowed else wrong_key().response())(scope, receive, send_marked)
+        except Exception:
+            exchange.status = 500  # the answer to it is written further out
+            raise
+        finally:
+            for observe in self._observers:
+                observe(exchange)
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")

@@ -88,7 +88,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--drain-timeout", _number(0), SERVER.drain_timeout, "SECONDS", timeout)
     levels = ("debug", "info", "warning", "error")
     add.choice("--log-level", levels, None, "least serious messages to log", "info; with --shell, warning")
+    add.choice("--log-format", ("text", "json"), "text", "lines for people, or a JSON object a line")
+    add.flag("--no-page", "do not serve the page for people at /")
+    traces = "send an OpenTelemetry span of each generating request to this URL, by OTLP over HTTP"
+    add("--otlp-traces-endpoint", _url, None, "URL", traces, "none")
     add.flag("--shell", "chat with the model in this terminal; the server ends with the chat")
+
+    add = _Group(parser, "server over HTTPS")
+    add("--ssl-certfile", _text, None, "FILE", "the server's certificate and those above it, in PEM", "plain HTTP")
+    add("--ssl-keyfile", _text, None, "FILE", "its private key, in PEM", "plain HTTP")
+    add("--ssl-keyfile-password", _text, None, "PASSWORD", "of the key, if it is encrypted", "none")
+    clients = "authorities, in PEM, one of which must have signed the certificate of each client"
+    add("--ssl-ca-certs", _text, None, "FILE", clients, "clients need none")
 
     add = _Group(parser, "engine")
     add.choice("--device", ("auto", "cpu", "cuda"), "auto", "where the model runs; auto is cuda if there is a GPU")
@@ -120,6 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _text(value: str) -> str:
     if not value:
         raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
+def _url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s]*", value):
+        raise argparse.ArgumentTypeError(f"must be a URL such as http://localhost:4318/v1/traces, not {value!r}")
     return value
 
 

@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from minisgl.server.config import ShellConfig
+from minisgl.server.tls import client_context
 from minisgl.utils.child import run_child
 
 HELP = """\
@@ -27,6 +29,7 @@ class Chat:
 
     def __init__(self, config: ShellConfig) -> None:
         self._config = config
+        self._tls = None if config.certfile is None else client_context(config.certfile)
         self._history: list[dict[str, str]] = []
 
     def run(self) -> None:
@@ -72,6 +75,9 @@ class Chat:
         except KeyboardInterrupt:
             print()
             return False
+        except ssl.SSLCertVerificationError as error:
+            print(f"the server's certificate is not valid: {error.verify_message}", file=sys.stderr, flush=True)
+            return False
         return True
 
     def _not_ready(self) -> str | None:
@@ -80,6 +86,8 @@ class Chat:
                 connection.request("GET", "/ready")
                 response = connection.getresponse()
                 body = response.read()
+        except ssl.SSLCertVerificationError:
+            raise
         except (OSError, http.client.HTTPException):
             return "starting"  # should the worker have failed instead, the launcher ends this process too
         return None if response.status == 200 else str(json.loads(body)["error"]["message"])
@@ -118,7 +126,11 @@ class Chat:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
-        connection = http.client.HTTPConnection(self._config.host, self._config.port)
+        host, port = self._config.host, self._config.port
+        if self._tls is None:
+            connection = http.client.HTTPConnection(host, port)
+        else:
+            connection = http.client.HTTPSConnection(host, port, context=self._tls)
         try:
             yield connection
         finally:

@@ -56,14 +56,17 @@ class ChatTemplate:
             raise UserError(f"the model's chat template, line {error.lineno}: {error.message}") from None
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The chat as text that ends where the assistant's answer begins. Raises `CannotRender`."""
+    def render(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
+        """The chat as text that ends where the assistant's answer begins. Raises `CannotRender`.
+
+        `variables` are further ones of the template, or other values of these.
+        """
         # A key without a value is left out: templates test for the presence of keys, and fail on None.
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            return self._template.render(
-                **self._special_tokens, messages=present, tools=None, documents=None, add_generation_prompt=True
-            )
+            usual = {"tools": None, "documents": None, "add_generation_prompt": True}
+            context = self._special_tokens | usual | (variables or {})
+            return self._template.render(context | {"messages": present})
         except _Refusal as refusal:
             raise CannotRender(str(refusal)) from None
         except Exception as error:  # a template is a program: it can fail with whatever the messages provoke

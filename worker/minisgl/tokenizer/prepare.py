@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from minisgl.message import NewRequest, Rejected, TokenizeRequest
+from minisgl.message import NewRequest, Rejected, Text, TextToTokens, TokenizeRequest, Tokens, TokensToText
 from minisgl.tokenizer.chat_template import CannotRender
 
 if TYPE_CHECKING:
@@ -64,6 +64,32 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
     params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
     return NewRequest(uid=request.uid, token_ids=ids, params=params)
+
+
+def tokens_of(tokenizer: TextTokenizer, question: TextToTokens) -> Tokens | Rejected:
+    """As a request with this prompt would be tokenized, though it may be longer than a request's may."""
+    chat, limit = question.messages, question.max_seq_len
+    try:
+        text = (question.text or "") if chat is None else tokenizer.render_chat(chat, question.template)
+    except CannotRender as error:
+        return Rejected(uid=question.uid, message=str(error), param="messages")
+    if len(text) > limit * tokenizer.longest_token:
+        return Rejected(
+            uid=question.uid,
+            message=f"the text has {len(text)} characters, far too many for a context length of {limit} tokens",
+            param="prompt" if chat is None else "messages",
+            code=CONTEXT_LENGTH_EXCEEDED,
+        )
+    ids = tokenizer.encode(text, add_special_tokens=question.add_special_tokens)
+    return Tokens(uid=question.uid, token_ids=ids, names=tokenizer.names(ids) if question.names else None)
+
+
+def text_of(tokenizer: TextTokenizer, question: TokensToText) -> Text | Rejected:
+    wrong = _first_outside(question.token_ids, question.vocab_size) if question.token_ids else None
+    if wrong is not None:
+        message = f"token id {wrong} is outside the vocabulary: ids are 0 to {question.vocab_size - 1}"
+        return Rejected(uid=question.uid, message=message, param="tokens")
+    return Text(uid=question.uid, text=tokenizer.decode(question.token_ids, special_tokens=True))
 
 
 def _encode(

@@ -43,15 +43,22 @@ class TextTokenizer:
         """Token ids. `add_special_tokens` puts what the model wants around a plain text, such as a BOS token."""
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def render_chat(self, messages: list[dict[str, Any]]) -> str:
-        """The chat as the text to continue, special tokens included. Raises `CannotRender`."""
+    def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
+        """The chat as the text to continue, special tokens included. Raises `CannotRender`.
+
+        `variables` are what the template is told besides.
+        """
         if self._template is None:
             raise CannotRender("this model has no chat template: use completions with a prompt instead")
-        return self._template.render(messages)
+        return self._template.render(messages, variables)
 
-    def decode(self, token_ids: list[int]) -> str:
-        """The text of `token_ids`, without special tokens; U+FFFD stands for bytes that are not UTF-8."""
-        return self._backend.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: list[int], *, special_tokens: bool = False) -> str:
+        """The text of `token_ids`, with special tokens or without; U+FFFD stands for bytes that are not UTF-8."""
+        return self._backend.decode(token_ids, skip_special_tokens=not special_tokens)
+
+    def names(self, token_ids: list[int]) -> list[str]:
+        """What the vocabulary calls each token: its bytes in the tokenizer's own spelling. Empty past its end."""
+        return [self._backend.id_to_token(token) or "" for token in token_ids]
 
     def read_token(self, token: int) -> tuple[str, bytes]:
         """A token by itself, special or not: as text, with U+FFFD for bytes that are not UTF-8, and its bytes."""

@@ -8,9 +8,9 @@ import msgspec
 import zmq
 
 from minisgl.core.config import TokenizerConfig
-from minisgl.message import Abort, Decoder, Rejected, ToTokenizer, encode
+from minisgl.message import Abort, Decoder, NewRequest, Rejected, TextToTokens, TokensToText, ToTokenizer, encode
 from minisgl.tokenizer.loop import serve
-from minisgl.tokenizer.prepare import prepare
+from minisgl.tokenizer.prepare import prepare, text_of, tokens_of
 from minisgl.tokenizer.text import TextTokenizer
 from minisgl.utils.child import run_child
 from minisgl.utils.sockets import pull_socket, push_socket
@@ -37,11 +37,17 @@ def main(name: str, config: TokenizerConfig) -> None:
             scheduler.send(frame)
             return
         try:
-            answer = prepare(tokenizer, message)
+            match message:
+                case TextToTokens():
+                    answer: msgspec.Struct = tokens_of(tokenizer, message)
+                case TokensToText():
+                    answer = text_of(tokenizer, message)
+                case _:
+                    answer = prepare(tokenizer, message)
         except Exception:  # one request's trouble must not end the others
             logger.exception("request %d cannot be tokenized", message.uid)
             answer = Rejected(uid=message.uid, message="the request cannot be tokenized", code="internal_error")
-        (api if isinstance(answer, Rejected) else scheduler).send(encode(answer))
+        (scheduler if isinstance(answer, NewRequest) else api).send(encode(answer))
 
     serve(inbox, api, name, handle)
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from minisgl.utils.errors import UserError
-from minisgl.utils.log import configure_logging
+from minisgl.utils.log import LogFormat, configure_logging, say_error
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -43,6 +43,7 @@ class ChildHeader(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Its name in logs and heartbeats, such as ``scheduler-0``."""
     log_level: str = "info"
+    log_format: LogFormat = "text"
     directory: str = ""
     """The launch's private directory, removed by a child that outlives the launcher."""
     environment: dict[str, str] = {}
@@ -113,12 +114,12 @@ def run_child(
         ahead()
     header, config = msgspec.json.decode(lines.get(), type=tuple[ChildHeader, kind])  # type: ignore[valid-type]
     os.environ.update(header.environment)
-    configure_logging(header.name, header.log_level)
+    configure_logging(header.name, header.log_level, header.log_format)
     try:
         main(header.name, config)
     except UserError as error:
         if _is_first(header.directory):
-            print(f"minisgl: error: {error}", file=sys.stderr, flush=True)
+            say_error(error, header.log_format)
         sys.exit(EXIT_USER_ERROR)
     except Exception:
         logging.getLogger("minisgl").exception("%s failed", header.name)
