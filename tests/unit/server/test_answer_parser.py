@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minisgl.grammar import ToolForm
 from minisgl.server.answer_parser import AnswerParser
-from minisgl.server.dialect import ToolForm
 from minisgl.server.json_text import Expects, JsonText
 from minisgl.server.parts import Arguments, Call, Content, Part, Thought
 from minisgl.server.reasoning import ThoughtParser

@@ -68,7 +68,7 @@ class Answer(Response):
         await generation.accepted()
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         try:
-            await _write(send, self._reply.opening())
+            await _write(send, self._reply.opening(generation))
             unfinished = len(generation.choices)
             while unfinished:
                 choice = await generation.changed()
@@ -110,9 +110,9 @@ def _log(generation: Generation, outcome: str) -> None:
     logger.info(
         "request %s: %d prompt tokens, %d of them cached, %d out, first after %s s, all after %.3f s, %s%s",
         generation.request_id,
-        sum(choice.prompt_tokens for choice in generation.choices),
-        sum(choice.cached_tokens for choice in generation.choices),
-        sum(choice.generated for choice in generation.choices),
+        generation.prompt_tokens,
+        generation.cached_tokens,
+        generation.generated,
         "-" if first is None else f"{first - generation.arrived_at:.3f}",
         time.perf_counter() - generation.arrived_at,
         outcome,

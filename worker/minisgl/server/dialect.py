@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
-ToolForm = Literal["qwen", "llama3"]
+from minisgl.grammar import ToolForm
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True):

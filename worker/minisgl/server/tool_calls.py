@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
+from minisgl.grammar import ToolForm
 from minisgl.server.call_reader import CallReader
-from minisgl.server.dialect import ToolForm
 from minisgl.server.json_text import SPACE
 from minisgl.server.parts import Arguments, Call, Content, Part, trailing
 
@@ -57,6 +57,8 @@ class ToolCallParser:
         """Nothing but white space has followed the latest call."""
         self.calls = 0
         """Calls that are complete."""
+        self._begun = 0
+        """Calls that were given away, whole or not."""
         self.broken = False
         """A call was given away that was never completed."""
 
@@ -151,13 +153,14 @@ class ToolCallParser:
 
     def _give(self, parts: list[Part]) -> None:
         """What is new of the call that is being read."""
-        if self._most is not None and self.calls >= self._most:
-            return
         if not self._given:
+            if self._begun == self._most:
+                return
             assert self._reader.name is not None
-            parts.append(Call(self.calls, self._reader.name))
+            parts.append(Call(self._begun, self._reader.name))
             self._given = True
-        _add(parts, Arguments(self.calls, self._reader.take()))
+            self._begun += 1
+        _add(parts, Arguments(self._begun - 1, self._reader.take()))
 
 
 def _add(parts: list[Part], part: Content | Arguments) -> None:
