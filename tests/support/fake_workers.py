@@ -3,7 +3,7 @@
 The script is the prompt itself: its parts between bars are sent as one token's text each. A part may also be an
 order: ``<hang>`` sends nothing more, ``<length>`` ends with that reason, ``<reject>`` and ``<crash>`` are the
 tokenizer's refusals, ``<abort>`` is the engine's own giving up, ``<copy>`` is the number of the answer among those
-to the same prompt. Who asks for log-probabilities gets -0.5 for each token, and the letters A, B, ... as the others.
+to the same prompt. Who asks for log-probabilities gets -0.5 for each token, and the letters A, B, ... as others.
 """
 
 from __future__ import annotations

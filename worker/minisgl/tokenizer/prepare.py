@@ -73,7 +73,10 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
 
 
 def _opened_thought(tokenizer: TextTokenizer, ids: list[int]) -> int:
-    """Tokens at the end of a chat's prompt with which the template has opened the answer's thought."""
+    """Tokens at the end of a chat's prompt with which the template has opened the answer's thought.
+
+    They belong to the answer's text, so that whoever reads it finds the tag.
+    """
     for count in range(1, min(len(ids), _LONGEST_OPENING) + 1):
         end = tokenizer.decode(ids[-count:]).strip()
         if end == _THOUGHT:
