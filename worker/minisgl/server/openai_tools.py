@@ -59,7 +59,7 @@ Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), FAIL_FAST, AfterValid
 
 
 class ChosenFunction(Strict):
-    name: str
+    name: ToolName
 
 
 class ChosenTool(Strict):

@@ -72,7 +72,7 @@ class ChatTemplate:
         for name in variables or ():
             if name not in self._variables and name != "add_generation_prompt":
                 param = name if name in ("tools", "reasoning_effort") else "chat_template_kwargs"
-                raise CannotRender(f"{param}: this model's chat template knows no {name}", param=param)
+                raise CannotRender(f"{param}: this model's chat template knows no {name[:80]}", param=param)
         # A key without a value is left out: templates test for the presence of keys, and fail on None.
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
