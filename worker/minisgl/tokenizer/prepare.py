@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from minisgl.tokenizer.text import TextTokenizer
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+_THOUGHT = "<think>"
+_LONGEST_OPENING = 8
+"""Tokens of the tag and of the white space behind it."""
 
 
 def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | Rejected:
@@ -28,9 +31,10 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
         ids, complete = request.token_ids, True
     else:
         try:
-            text = request.text if request.messages is None else tokenizer.render_chat(request.messages)
+            messages, variables = request.messages, request.template
+            text = request.text if messages is None else tokenizer.render_chat(messages, variables)
         except CannotRender as error:
-            return reject(str(error))
+            return reject(str(error), param=error.param)
         text = text or ""
         if len(text) > limit * tokenizer.longest_token:
             return reject(
@@ -63,7 +67,23 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
         )
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
     params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
-    return NewRequest(uid=request.uid, token_ids=ids, params=params)
+    opened = 0 if request.messages is None else _opened_thought(tokenizer, ids)
+    shown = len(ids) if request.echo else opened
+    return NewRequest(uid=request.uid, token_ids=ids, params=params, copies=request.copies, shown=shown)
+
+
+def _opened_thought(tokenizer: TextTokenizer, ids: list[int]) -> int:
+    """Tokens at the end of a chat's prompt with which the template has opened the answer's thought.
+
+    They belong to the answer's text, so that whoever reads it finds the tag.
+    """
+    for count in range(1, min(len(ids), _LONGEST_OPENING) + 1):
+        end = tokenizer.decode(ids[-count:]).strip()
+        if end == _THOUGHT:
+            return count
+        if not _THOUGHT.endswith(end):
+            return 0
+    return 0
 
 
 def tokens_of(tokenizer: TextTokenizer, question: TextToTokens) -> Tokens | Rejected:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minisgl.tokenizer.chat_template import CannotRender, ChatTemplate
+from minisgl.tokenizer.template_source import read_template, read_tokenizer_config
 from minisgl.tokenizer.token_bytes import TokenBytes
 from minisgl.utils.errors import UserError
 
@@ -36,17 +36,16 @@ class TextTokenizer:
     def load(cls, model_path: str) -> TextTokenizer:
         """Read the tokenizer and the chat template of a local directory. Raises `UserError`."""
         directory = Path(model_path)
-        config = _read_json(directory / "tokenizer_config.json")
-        return cls(_load_backend(directory), _load_template(directory, config))
+        return cls(_load_backend(directory), _load_template(directory))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids. `add_special_tokens` puts what the model wants around a plain text, such as a BOS token."""
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
-        """The chat as the text to continue, special tokens included. Raises `CannotRender`.
+        """The chat as the text to continue, special tokens included; `variables` are for the template.
 
-        `variables` are what the template is told besides.
+        Raises `CannotRender`.
         """
         if self._template is None:
             raise CannotRender("this model has no chat template: use completions with a prompt instead")
@@ -94,13 +93,11 @@ def _load_backend(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: {what}: {reason}") from None
 
 
-def _load_template(directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    path = directory / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several templates, each with a name
-        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+def _load_template(directory: Path) -> ChatTemplate | None:
+    source = read_template(directory)
     if source is None:
         return None
+    config = read_tokenizer_config(directory)
     tokens = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
 
@@ -110,15 +107,3 @@ def _token_text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return content
