@@ -67,7 +67,7 @@ class Witness:
         self.seen.append(
             ([owner[row] for row in batch.decode_rows], [(owner[c.row], len(c.tokens)) for c in batch.prefill])
         )
-        return self.engine.launch(batch)  # type: ignore[return-value]
+        return self.engine.launch(batch)
 
     def idle(self) -> bool:
         return False

@@ -255,9 +255,10 @@ def _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps):
 def _place(mapped: Mapped) -> tuple[int, int, int, int]:
     """What `_meet` takes last: rank, ranks, that rounded up to a power of two, programs."""
     ranks = len(mapped.arrivals)
-    return mapped.rank, ranks, triton.next_power_of_2(ranks), len(mapped.counts)
+    lanes: int = triton.next_power_of_2(ranks)
+    return mapped.rank, ranks, lanes, len(mapped.counts)
 
 
 def _warps(size: int) -> int:
     """Threads with 8 numbers each: a store of 16 bytes, the widest."""
-    return min(max(triton.next_power_of_2(size) // 256, 1), 16)
+    return int(min(max(triton.next_power_of_2(size) // 256, 1), 16))

@@ -101,9 +101,7 @@ def log_exchange(exchange: Exchange) -> None:
 def _log_generation(exchange: Exchange, generation: Generation) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
-    prompt = sum(choice.prompt_tokens for choice in generation.choices)
-    cached = sum(choice.cached_tokens for choice in generation.choices)
-    completion = sum(choice.generated for choice in generation.choices)
+    prompt, cached, completion = generation.prompt_tokens, generation.cached_tokens, generation.generated
     first = generation.first_token_at
     ttft = None if first is None else first - generation.arrived_at
     duration = time.perf_counter() - generation.arrived_at

@@ -42,6 +42,13 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
+def check_template_variables(variables: dict[str, Any] | None, *others: str) -> None:
+    """Raises `ApiError` when `variables` of a chat template would take the place of what else it is told."""
+    for name in variables or ():
+        if name in RESERVED or name in others:
+            raise invalid(f"chat_template_kwargs: {name} cannot be set here", param="chat_template_kwargs")
+
+
 class StreamOptions(Strict):
     NEUTRAL: ClassVar[Neutral] = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
     include_usage: bool | None = None
@@ -158,10 +165,8 @@ class ChatRequest(GenerateRequest):
 
     @model_validator(mode="after")
     def _template_variables(self) -> Self:
-        for name in self.chat_template_kwargs or ():
-            if name in RESERVED or (name == "reasoning_effort" and self.reasoning_effort is not None):
-                message = f"{name} cannot be set here"
-                raise invalid(f"chat_template_kwargs: {message}", param="chat_template_kwargs")
+        sent = () if self.reasoning_effort is None else ("reasoning_effort",)
+        check_template_variables(self.chat_template_kwargs, *sent)
         return self
 
     @property

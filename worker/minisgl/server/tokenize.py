@@ -11,13 +11,21 @@ from pydantic import Field, model_validator
 from minisgl.message import Text, TextToTokens, Tokens, TokensToText
 from minisgl.server.errors import invalid
 from minisgl.server.frontend import Frontend
-from minisgl.server.openai_types import FAIL_FAST, Message, Strict, TokenId
+from minisgl.server.neutral import Neutral
+from minisgl.server.openai_messages import Message
+from minisgl.server.openai_tools import Tools
+from minisgl.server.openai_types import check_template_variables
+from minisgl.server.strict import FAIL_FAST, JsonObject, Strict, TokenId
 
 
 class TokenizeBody(Strict):
     """A text or a chat, as a generating endpoint would read it."""
 
-    NEUTRAL: ClassVar = {"continue_final_message": (False,), "chat_template": (), "mm_processor_kwargs": ({},)}
+    NEUTRAL: ClassVar[Neutral] = {
+        "continue_final_message": (False,),
+        "chat_template": (),
+        "mm_processor_kwargs": ({},),
+    }
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1), FAIL_FAST] | None = None
@@ -27,8 +35,8 @@ class TokenizeBody(Strict):
     add_generation_prompt: bool | None = Field(
         default=None, description="End the chat with the opening of the assistant's answer, as by default."
     )
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
+    chat_template_kwargs: JsonObject | None = None
     return_token_strs: bool | None = Field(default=None, description="Also the names of the tokens.")
 
     @model_validator(mode="after")
@@ -39,6 +47,7 @@ class TokenizeBody(Strict):
             for name in ("add_generation_prompt", "tools", "chat_template_kwargs"):
                 if getattr(self, name) is not None:
                     raise invalid(f"{name} is only allowed with messages", param=name)
+        check_template_variables(self.chat_template_kwargs)
         return self
 
     def question(self, uid: int, max_seq_len: int) -> TextToTokens:
@@ -51,7 +60,7 @@ class TokenizeBody(Strict):
             uid=uid,
             text=self.prompt,
             messages=None if self.messages is None else [message.for_template() for message in self.messages],
-            template=template | ({"tools": self.tools} if self.tools else {}),
+            template=template | ({"tools": [tool.for_template() for tool in self.tools]} if self.tools else {}),
             add_special_tokens=not chat if self.add_special_tokens is None else self.add_special_tokens,
             names=bool(self.return_token_strs),
             max_seq_len=max_seq_len,
