@@ -15,6 +15,12 @@ from support.tiny_models import make_tiny_model
 
 REQUESTS = 64
 TOKENS = 16
+RANKS = [
+    ("radix", True, 16, 2048, 2),
+    ("naive", False, 1, 32, 2),
+    ("radix", True, 1, 32, 4),
+]
+"""Each mechanism with several ranks, at least once."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def generate(llm: LLM, references: list[Reference]) -> None:
 
 @pytest.mark.parametrize(
     ("cache", "overlap", "page_size", "chunk", "tp_size"),
-    [*itertools.product(["radix", "naive"], [True, False], [1, 16], [32, 2048], [1, 2])],
+    [*itertools.product(["radix", "naive"], [True, False], [1, 16], [32, 2048], [1]), *RANKS],
 )
 def test_every_combination_gives_the_same_tokens(
     model: Path,
@@ -113,6 +119,33 @@ def test_sampling_with_a_seed_repeats_whatever_the_company(model: Path, referenc
         )[0]
     assert alone.token_ids == crowd.token_ids
     assert alone.token_ids != other_seed.token_ids
+
+
+def test_ranks_choose_as_one_does(model: Path, references: list[Reference]) -> None:
+    """They divide the rows of a step among them: whatever a row asks for, it gets it."""
+    kinds = [
+        SamplingParams(temperature=0.9, max_tokens=TOKENS, ignore_eos=True, seed=1),
+        SamplingParams(temperature=0.9, top_k=20, top_p=0.8, max_tokens=TOKENS, ignore_eos=True, seed=2),
+        SamplingParams(temperature=0.7, min_p=0.1, max_tokens=TOKENS, ignore_eos=True, seed=3, logprobs=2),
+        SamplingParams(temperature=0.0, presence_penalty=1.5, max_tokens=TOKENS, ignore_eos=True),
+        SamplingParams(temperature=1.0, logit_bias=((7, 9.0),), max_tokens=TOKENS, ignore_eos=True, seed=4),
+    ]
+    prompts = [reference.prompt for reference in references[:13]]
+    found = []
+    for size in (1, 2, 4):
+        with LLM(str(model), num_pages=1024, max_seq_len=256, tp_size=size) as llm:
+            params = [kinds[index % len(kinds)] for index in range(len(prompts))]
+            alone = llm.generate(prompts[3], params[3])[0]
+            found.append((llm.generate(prompts, params), alone))
+    (expected, alone), *others = found
+    assert alone.token_ids == expected[3].token_ids
+    for completions, one in others:
+        assert one.token_ids == alone.token_ids
+        for completion, reference in zip(completions, expected, strict=True):
+            assert completion.token_ids == reference.token_ids
+            for score, known in zip(completion.logprobs or (), reference.logprobs or (), strict=True):
+                assert score.logprob == pytest.approx(known.logprob, abs=1e-4)
+                assert score.top_ids == known.top_ids
 
 
 def test_what_cannot_be_served_is_named(model: Path) -> None:

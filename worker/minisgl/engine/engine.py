@@ -16,7 +16,7 @@ from minisgl.attention.registry import Setting, choose_attention, create_attenti
 from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
 from minisgl.core.config import EngineConfig, EngineLimits
 from minisgl.core.sampling import SamplingParams
-from minisgl.distributed import Communicator, connect
+from minisgl.distributed import Communicator, Messages, connect
 from minisgl.engine.cuda_stream import CudaStream
 from minisgl.engine.fp8 import check_fp8
 from minisgl.engine.graphs import DecodeGraphs
@@ -63,7 +63,15 @@ class Engine:
         if device.type == "cuda":
             waking.start()
         with self._phase("distributed"):
-            self._comm = connect(config.tp_rank, config.tp_size, config.rendezvous, device)
+            width = -(-model.vocab_size // config.tp_size)
+            self._comm = connect(
+                config.tp_rank,
+                config.tp_size,
+                config.rendezvous,
+                device,
+                pynccl=config.pynccl,
+                messages=Messages(model.hidden_size, width, config.max_running_requests, dtype),
+            )
         with self._phase("weights"):
             self._model, filling = begin_loading(
                 model,
@@ -91,6 +99,7 @@ class Engine:
                 page_size=pool.page_size,
                 vocab_size=model.vocab_size,
                 device=device,
+                comm=self._comm,
                 padding_page=num_pages,
             )
             with self._phase("attention"):
@@ -135,7 +144,7 @@ class Engine:
             rows.update(batch)
             graphs.run(decodes)
             question = rows.question(batch.decode_rows)
-            scoring = Scoring(question, graphs.logits(decodes)) if question else None
+            scoring = Scoring(question, self._whole(graphs.columns(decodes))) if question else None
             tokens = graphs.choose(decodes, rows.choice(batch.decode_rows), shaped=shaped)
             return StepResult(tokens, scoring.finish(tokens) if scoring else None)
         step, hidden = self._run(batch)
@@ -144,10 +153,10 @@ class Engine:
             hidden = hidden.index_select(0, step.sampled)
         if not hidden.shape[0]:
             return StepResult(step.rows, prompt=prompt)
-        logits = self._model.logits(hidden)
+        columns = self._model.columns(hidden)
         question = rows.question(step.host_rows)
-        scoring = Scoring(question, logits) if question else None
-        tokens = rows.choose(logits, step.rows, step.host_rows)
+        scoring = Scoring(question, self._whole(columns)) if question else None
+        tokens = rows.choose(columns, step.rows, step.host_rows)
         return StepResult(tokens, scoring.finish(tokens) if scoring else None, prompt)
 
     def _run(self, batch: Batch) -> tuple[StepInput | ReplayedStep, Tensor]:
@@ -161,6 +170,10 @@ class Engine:
         step = self._rows.lay_out(batch)
         return step, self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
 
+    def _whole(self, columns: Tensor) -> Tensor:
+        """This rank's part of some logits -> all of them [S, vocab]."""
+        return self._comm.all_gather(columns, dim=1)[:, : self.limits.vocab_size]
+
     def _score_prompts(self, batch: Batch, hidden: Tensor) -> Scored | None:
         """Log-probabilities of the targets of chunks. hidden [batch.num_tokens or more, hidden]."""
         if not any(chunk.targets for chunk in batch.prefill):
@@ -172,16 +185,13 @@ class Engine:
             asked += [(index, likely[index])] * len(targets)
             states = torch.split(hidden[start : start + len(targets)], SLICE)
             for part, tokens in zip(states, torch.split(targets, SLICE), strict=True):
-                parts.append(score(self._model.logits(part), tokens, max(likely)))
+                parts.append(score(self._whole(self._model.columns(part)), tokens, max(likely)))
             start += len(chunk.tokens)
         return Scored.joined(asked, parts)
 
     def _capture(self, most: int) -> None:
         """Graphs of up to `most` decode rows, and of short steps with chunks; the log says why there are none."""
         if not isinstance(self._stream, CudaStream) or most < 1:
-            return
-        if self._comm.size > 1:
-            logger.info("no CUDA graphs: several ranks")
             return
         shared = self._model, self._rows, self._attention, self._stream.stream
         if self._attention.can_capture:

@@ -8,12 +8,16 @@ some row draws from fewer than all tokens.
 Where logits are to be changed first, the tokens that the step has drawn are of no use: another small graph changes
 the logits and draws again, before the second one; a last one counts the tokens. Both are captured when the first
 such batch of a size comes.
+
+Several ranks divide the rows of a step when its logits are there, each a part of every row's: each chooses the
+tokens of its share, and a graph after that tells the others.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +31,8 @@ from minisgl.models.transformer import Transformer
 if TYPE_CHECKING:
     from minisgl.kernel.sample import Draw
 
+T = TypeVar("T")
+
 
 def captured_sizes(most: int) -> tuple[list[int], list[int]]:
     """Numbers of rows: those that no batch has to do without, powers of two and `most`; every eighth besides."""
@@ -39,17 +45,25 @@ THREAD_LOCAL = "thread_local"
 
 
 class _Captured(NamedTuple):
+    """What `step` leaves is valid to the end of the step, but for the tokens."""
+
     step: torch.cuda.CUDAGraph
-    filtered: torch.cuda.CUDAGraph
-    begun: Draw
-    """What the one leaves to the other; valid from the one to the end of the step."""
+    filtered: torch.cuda.CUDAGraph | None
+    """As is `begun`, None on a rank without a share of the rows."""
+    told: torch.cuda.CUDAGraph | None
+    """Several ranks tell each other their rows' tokens. None: there is one."""
+    columns: Tensor
+    """[rows, width]: this rank's part of the logits."""
+    begun: Draw | None
+    tokens: Tensor
+    """int64 [rows], of all ranks."""
 
 
 class _Shaped(NamedTuple):
-    drawn: torch.cuda.CUDAGraph
-    """Between the two of `_Captured`."""
+    drawn: torch.cuda.CUDAGraph | None
+    """Between the first two of `_Captured`, as is the second."""
     counted: torch.cuda.CUDAGraph
-    """After them."""
+    """After all of them."""
 
 
 class _Memory:
@@ -115,9 +129,9 @@ class DecodeGraphs:
         """A step of the first `count` of `Rows.decode_rows`, up to their logits."""
         self._graphs[self._size(count)].step.replay()
 
-    def logits(self, count: int) -> Tensor:
-        """[count, vocab], between `run` and `choose`."""
-        return self._graphs[self._size(count)].begun.logits[:count]
+    def columns(self, count: int) -> Tensor:
+        """This rank's part of the logits [count, width], between `run` and `choose`."""
+        return self._graphs[self._size(count)].columns[:count]
 
     def choose(self, count: int, choice: Choice, *, shaped: bool) -> Tensor:
         """The tokens of these rows, of which `choice` is the most demanding, int64 [count], committed.
@@ -126,57 +140,88 @@ class DecodeGraphs:
         """
         size = self._size(count)
         graphs = self._graphs[size]
-        if shaped:
-            self._shaped[size].drawn.replay()
-        if choice > Choice.DRAWN:
-            graphs.filtered.replay()
+        if graphs.filtered is not None:
+            if shaped:
+                self._shaped[size].drawn.replay()  # type: ignore[union-attr]  # this rank has rows
+            if choice > Choice.DRAWN:
+                graphs.filtered.replay()
+        if graphs.told is not None:
+            graphs.told.replay()
         if shaped:
             self._shaped[size].counted.replay()
-        return graphs.begun.tokens[:count]
+        return graphs.tokens[:count]
 
     def _size(self, count: int) -> int:
         return self._sizes[bisect_left(self._sizes, count)]
 
     def _capture(self, size: int) -> None:
-        step, filtered = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        filtered = told = None
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             self._rows.update(Batch())  # leaves nothing but padding in `Rows.decode_rows`
-            with self._model.shortened():
-                self._rows.finish_draw(self._step(size))  # compiles kernels and sets up libraries
-            with torch.cuda.graph(step, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
-                begun = self._step(size)
-            with torch.cuda.graph(filtered, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
-                self._rows.finish_draw(begun)
-            # The memory goes back to the pool: nothing else runs between the graphs of a step that use it.
-            tensors = {name: borrowed(tensor) for name, tensor in begun._asdict().items()}
-        # The tokens are read when the next step has been launched.
-        kept = begun._replace(**tensors | {"tokens": begun.tokens})
+            with self._model.shortened():  # compiles kernels and sets up libraries
+                _, begun = self._step(size)
+                if begun is not None:
+                    self._rows.finish_draw(begun)
+                self._tell(size, begun)
+            step, (columns, begun) = self._captured(lambda: self._step(size))
+            kept = tokens = None
+            if begun is not None:
+                drawn = begun
+                filtered, _ = self._captured(lambda: self._rows.finish_draw(drawn))
+                # The memory goes back to the pool: nothing else runs between the graphs of a step that use it. But
+                # the tokens are read when the next step has been launched.
+                lent = {name: borrowed(tensor) for name, tensor in begun._asdict().items()}
+                kept, tokens = begun._replace(**lent | {"tokens": begun.tokens}), begun.tokens
+            if self._rows.comm.size > 1:
+                told, tokens = self._captured(lambda: self._tell(size, begun))
+            assert tokens is not None
         self.later.remove(size)
-        self._graphs[size] = _Captured(step, filtered, kept)
+        self._graphs[size] = _Captured(step, filtered, told, borrowed(columns), kept, tokens)
         insort(self._sizes, size)
 
     def _capture_shaped(self, size: int) -> None:
-        table, begun = self._rows, self._graphs[size].begun
-        drawn, counted = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        table, graphs = self._rows, self._graphs[size]
+        begun, drawn = graphs.begun, None
+        rows = table.decode_rows[:size]
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             table.update(Batch())
-            self._shape(begun)  # compiles kernels
-            table.shaping.count(begun.rows, begun.tokens)
-            with torch.cuda.graph(drawn, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
-                self._shape(begun)
-            with torch.cuda.graph(counted, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
-                table.shaping.count(begun.rows, begun.tokens)
+            if begun is not None:
+                shaped = begun
+                self._shape(shaped)  # compiles kernels
+                drawn, _ = self._captured(lambda: self._shape(shaped))
+            table.shaping.count(rows, graphs.tokens)
+            counted, _ = self._captured(lambda: table.shaping.count(rows, graphs.tokens))
         self._shaped[size] = _Shaped(drawn, counted)
+
+    def _captured(self, work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """A graph of what `work` launches, and what it returns."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
+            made = work()
+        return graph, made
 
     def _shape(self, begun: Draw) -> None:
         self._rows.shaping.change(begun.logits, begun.rows)
         self._rows.begin_draw(begun.logits, begun.rows, begun)
 
-    def _step(self, size: int) -> Draw:
+    def _step(self, size: int) -> tuple[Tensor, Draw | None]:
+        """The logits, as far as they are this rank's, and the draw for the rows that are."""
         table = self._rows
         kernels = kernels_for(table.decode_rows, "step")
         rows = table.decode_rows[:size]
         step = kernels.advance(rows, table.last_tokens, table.lengths, table.block_table, table.page_size)
         attend = self._attention.decode_at(step.slots, step.tables, step.lengths)
-        logits = self._model.logits(self._model(step.tokens, step.positions, attend))
-        return table.begin_draw(logits, rows)
+        columns = self._model.columns(self._model(step.tokens, step.positions, attend))
+        if table.comm.size == 1:
+            return columns, table.begin_draw(columns, rows)
+        logits = table.own_logits(columns)
+        return columns, table.begin_draw(logits, rows[table.comm.share(size)]) if len(logits) else None
+
+    def _tell(self, size: int, begun: Draw | None) -> Tensor:
+        """The tokens of all rows, int64 [size], once every rank has chosen those of its share."""
+        table = self._rows
+        rows = table.decode_rows[:size]
+        tokens = table.comm.collect(rows[:0] if begun is None else begun.tokens, size)
+        for others in table.others(size):
+            table.adopt(rows[others], tokens[others])
+        return tokens

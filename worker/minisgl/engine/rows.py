@@ -17,6 +17,7 @@ from torch import Tensor
 from minisgl.attention.base import Chunk, StepMetadata
 from minisgl.core.batch import Batch, Join, PageWrite
 from minisgl.core.sampling import SamplingParams
+from minisgl.distributed import Communicator
 from minisgl.engine.sampler import SamplingRows, greedy, sample
 from minisgl.engine.scores import Question
 from minisgl.engine.shaping import Shaping
@@ -73,12 +74,14 @@ class Rows:
         page_size: int,
         vocab_size: int,
         device: torch.device,
+        comm: Communicator | None = None,
         padding_page: int = 0,
     ) -> None:
         """`max_pages`: of one request. One row more than `num_rows`, the last, fills up captured batches: it
         belongs to no request, and writes its keys and values to `padding_page`.
         """
         self.page_size = page_size
+        self.comm = Communicator() if comm is None else comm
         self._device = device
         self._padding_row = num_rows
         self.block_table = torch.zeros((num_rows + 1, max_pages), dtype=torch.int32, device=device)
@@ -92,6 +95,7 @@ class Rows:
         values = 1 << 16 if device.type == "cuda" else 0
         self._counts = torch.zeros((num_rows, values), dtype=torch.int32, device=device)
         """What `finish_draw` counts: how often each value of 16 bits occurs in a row's logits. Zeros meanwhile."""
+        self._vocab_size = vocab_size
         self.shaping = Shaping(num_rows, vocab_size, device, self.upload)
         self.scored: dict[int, int] = {}
         """Rows whose newest request asks for log-probabilities, and of how many of the most likely tokens."""
@@ -145,8 +149,41 @@ class Rows:
         decodes = self._decode_input()
         return self._with_chunks(batch, *decodes) if batch.prefill else self._step(batch, *decodes)
 
-    def choose(self, logits: Tensor, rows: Tensor, host_rows: list[int]) -> Tensor:
+    def choose(self, columns: Tensor, rows: Tensor, host_rows: list[int]) -> Tensor:
+        """This rank's part of the logits [S, width], which may change -> the next tokens of `rows`, int64 [S].
+
+        They are committed. Ranks divide the rows: each chooses its own rows' tokens and tells the others.
+        """
+        comm = self.comm
+        if comm.size == 1:
+            return self._choose(columns, rows, host_rows)
+        own = comm.share(len(rows))
+        chosen = self._choose(self.own_logits(columns), rows[own], host_rows[own])
+        tokens = comm.collect(chosen, len(rows))
+        for others in self.others(len(rows)):
+            self.adopt(rows[others], tokens[others])
+            if self.shaping.any(host_rows[others]):
+                self.shaping.count(rows[others], tokens[others])
+        return tokens
+
+    def own_logits(self, columns: Tensor) -> Tensor:
+        """This rank's part of the logits [S, width] -> all logits of its share of the rows [share, vocab]."""
+        return self.comm.exchange(columns)[:, : self._vocab_size].contiguous()
+
+    def others(self, count: int) -> list[slice]:
+        """The shares of the other ranks of `count` rows, as far as there are any."""
+        own = self.comm.share(count)
+        return [part for part in (slice(0, own.start), slice(own.stop, count)) if part.start < part.stop]
+
+    def adopt(self, rows: Tensor, tokens: Tensor) -> None:
+        """`tokens` have been chosen for `rows`, both int64 [S]."""
+        self.last_tokens.index_copy_(0, rows, tokens)
+        self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
+
+    def _choose(self, logits: Tensor, rows: Tensor, host_rows: list[int]) -> Tensor:
         """logits [S, vocab], which may change -> the next tokens of `rows`, int64 [S], committed."""
+        if not host_rows:
+            return rows
         choice, shaped = self.choice(host_rows), self.shaping.any(host_rows)
         if shaped:
             self.shaping.change(logits, rows)
@@ -162,8 +199,7 @@ class Rows:
                     ranked=choice is Choice.RANKED,
                     largest_top_k=max(self._top_ks[row] for row in host_rows),
                 )
-            self.last_tokens.index_copy_(0, rows, tokens)
-            self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
+            self.adopt(rows, tokens)
         if shaped:
             self.shaping.count(rows, tokens)
         return tokens
