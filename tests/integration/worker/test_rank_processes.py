@@ -149,7 +149,7 @@ def random_request(draw: random.Random, uid: int) -> NewRequest:
     return NewRequest(uid=uid, token_ids=prompt, params=params, copies=draw.choice([1, 1, 1, 1, 1, 3]))
 
 
-@pytest.mark.parametrize(("size", "requests"), [(2, 1000), (4, 80)])
+@pytest.mark.parametrize(("size", "requests"), [(2, 1000), (4, 60)])
 def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int, requests: int) -> None:
     """Every rank compares every step, and leaves at the first that differs."""
     draw = random.Random(size)
@@ -175,7 +175,7 @@ def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int,
         assert set(ended.values()) == {1}
         assert requests // 20 < reasons["abort"] <= len(aborted) and reasons["length"] > requests // 2
         stats = ranks.stats
-        assert stats.steps > 100 and stats.retractions and stats.cached_tokens and stats.evicted_pages
+        assert stats.steps > 50 and stats.retractions and stats.cached_tokens and stats.evicted_pages
         assert set(ranks.beats) == {f"scheduler-{rank}" for rank in range(size)}
 
 
