@@ -105,8 +105,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one step: decodes first, prefill chunks fill the rest."""
     overlap: bool = True
     """Launch the next step before the last one's tokens are read."""
-    record_steps: bool = True
-    """Rank 0 keeps the last steps for who asks what it did."""
+    record_steps: bool = False
+    """The process of rank 0 keeps the last steps, for who asks what it did."""
     check_ranks: bool = False
     """Every rank compares each step with rank 0's before it launches it: for debugging."""
 

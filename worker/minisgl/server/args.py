@@ -31,6 +31,9 @@ from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import KERNEL_CACHE
 from minisgl.utils.log import LogFormat
 
+TRACING_PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
+"""Those of the extra `otel`."""
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """A checked command line. What depends on the model is still open."""
@@ -142,7 +145,7 @@ def _check_pairs(given: argparse.Namespace) -> None:
     if given.revision is not None and Path(given.model).expanduser().is_dir():
         raise UserError(f"--revision is for models on the Hub, but --model {given.model} is a directory")
     if given.otlp_traces_endpoint is not None and not _has_exporter():
-        raise UserError("--otlp-traces-endpoint needs OpenTelemetry: pip install 'minisgl[otel]'")
+        raise UserError(f"--otlp-traces-endpoint needs OpenTelemetry: pip install {' '.join(TRACING_PACKAGES)}")
     if given.shell and given.ssl_ca_certs is not None:
         raise UserError("--ssl-ca-certs asks every client for a certificate, and --shell has none")
     if given.num_pages is None:
