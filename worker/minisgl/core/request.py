@@ -34,6 +34,8 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    GRAMMAR = "grammar"
+    """Its grammar takes too much work to follow, from some token on."""
 
 
 class IllegalMove(RuntimeError):
@@ -55,6 +57,7 @@ class Request:
         "computed",
         "end",
         "in_flight",
+        "matcher",
         "pages",
         "params",
         "prefix",
@@ -98,6 +101,8 @@ class Request:
         self.in_flight = 0
         self.cached_tokens: int | None = None
         """Prompt tokens that the prefix cache spared at first admission; None before it."""
+        self.matcher: Any = None
+        """Its grammar's (`grammar.pool.Matcher`), which knows every token that the host knows; None: any text."""
         self.bypassed = 0
         """How many later requests were admitted while this one headed the queue and did not fit."""
 

@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import msgspec
@@ -34,7 +36,9 @@ from minisgl.core.config import (
 )
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
-from minisgl.message import Abort, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
+from minisgl.grammar.checker import GrammarChecker
+from minisgl.grammar.pool import MatcherPool, load_compiler
+from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.scheduler.io import Broadcaster
 from minisgl.scheduler.loop import normal_loop, overlap_loop
@@ -58,7 +62,7 @@ class Completion:
     text: str
     """Without the token or string that ended it."""
     finish_reason: str
-    """``"stop"`` or ``"length"``."""
+    """``"stop"`` or ``"length"``; ``"grammar"`` if `SamplingParams.grammar` took too much work to follow."""
     cached_tokens: int
     """Prompt tokens whose keys and values were in the prefix cache."""
 
@@ -138,7 +142,11 @@ class LLM:
             self._stop_ranks()
             raise
         self.limits = self._engine.limits
-        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids)
+        self._checker = GrammarChecker(str(path))
+        self._built: SimpleQueue[int] = SimpleQueue()
+        load = partial(load_compiler, str(path), self.limits.vocab_size, config.eos_ids)
+        matchers = MatcherPool(load, self._built.put)
+        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, matchers)
         self._loop = overlap_loop if overlap else normal_loop
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
@@ -192,9 +200,11 @@ class LLM:
             )
             if isinstance(request, Rejected):
                 raise ValueError(f"prompt {index}: {request.message}")
+            if refusal := one.grammar and self._checker.check(one.grammar):
+                raise ValueError(f"prompt {index}: its grammar cannot be followed: {refusal}")
             requests.append(request)
         self._next_uid += len(requests)
-        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer))
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built)
         self._loop(self._scheduler, self._engine, endpoint)
         return [endpoint.completion(request) for request in requests]
 
@@ -207,6 +217,7 @@ class LLM:
         """Free the engine and end the other ranks."""
         self._broadcaster.send(Round(messages=[], stop=True))
         self._engine.close()
+        self._checker.close()
         self._stop_ranks()
         self._context.destroy(linger=0)
 
@@ -231,8 +242,17 @@ class LLM:
 class _Endpoint:
     """Gives the loop one batch of requests, and says stop when the last has finished."""
 
-    def __init__(self, requests: list[NewRequest], broadcaster: Broadcaster, detokenizer: Detokenizer) -> None:
-        self._arriving: list[NewRequest | Abort] = list(requests)
+    def __init__(
+        self,
+        requests: list[NewRequest],
+        broadcaster: Broadcaster,
+        detokenizer: Detokenizer,
+        built: SimpleQueue[int],
+    ) -> None:
+        """`built` gives the id of each request with a grammar, when that is read."""
+        self._arriving: list[NewRequest | Abort | GrammarBuilt] = list(requests)
+        self._built = built
+        self._unbuilt = sum(bool(request.params.grammar) for request in requests)
         self._broadcaster = broadcaster
         self._detokenizer = detokenizer
         self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
@@ -241,6 +261,9 @@ class _Endpoint:
         self._cached: dict[int, int] = {}
 
     def receive(self, *, block: bool) -> Round:
+        while self._unbuilt and (not self._built.empty() or (block and not self._arriving)):
+            self._arriving.append(GrammarBuilt(uid=self._built.get()))
+            self._unbuilt -= 1
         if block and not self._arriving:
             return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
         arrived = Round(messages=self._arriving)

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk
+from minisgl.core.batch import Batch, Join, MaskWrite, PageWrite, PrefillChunk
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.request import FinishReason, Request, State
+from minisgl.grammar.pool import MatcherPool
 from minisgl.kvcache.manager import CacheManager
-from minisgl.message import Abort, NewRequest, SchedulerStats, StepTokens
+from minisgl.message import Abort, GrammarBuilt, NewRequest, SchedulerStats, StepTokens
 from minisgl.message.types import Opened
 from minisgl.scheduler.decode import DecodeManager
 from minisgl.scheduler.prefill import PrefillManager
@@ -34,15 +35,25 @@ class Step:
 class Scheduler:
     """One rank's scheduler. The caller alternates `handle`, `schedule`, launching, and `complete`."""
 
-    def __init__(self, config: SchedulerConfig, limits: EngineLimits, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        limits: EngineLimits,
+        eos_ids: Iterable[int],
+        matchers: MatcherPool | None = None,
+    ) -> None:
+        """`matchers` are for requests with a grammar. Of each, the caller hands in a `GrammarBuilt`."""
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
+        self._matchers = matchers
         self.cache = CacheManager(num_pages=limits.num_pages, page_size=limits.page_size, cache=config.cache)
         self.table = TableManager(limits.max_running_requests)
         self.prefill = PrefillManager(self.cache, config.prefill_budget)
         self.decode = DecodeManager()
         self.requests: dict[int, Request] = {}
         """Every unfinished request by its id."""
+        self._advanced: list[Request] = []
+        """Those whose next mask has not been asked for yet."""
         self._arrivals = 0
         self._rewrites: dict[Request, int] = {}
         """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
@@ -53,9 +64,10 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests)
+        """There is more to do than to wait for messages."""
+        return len(self.requests) > len(self.prefill.unbuilt)
 
-    def handle(self, message: NewRequest | Abort) -> None:
+    def handle(self, message: NewRequest | Abort | GrammarBuilt) -> None:
         """Take a request into the queue, or forget one in whatever state it is."""
         match message:
             case NewRequest():
@@ -64,6 +76,11 @@ class Scheduler:
                 request = self.requests.get(message.uid)
                 if request is not None:
                     self._finish(request, FinishReason.ABORT)
+            case GrammarBuilt():
+                request = self.prefill.unbuilt.pop(message.uid, None)
+                if request is not None:
+                    self.prefill.add(request)
+                    self._advanced.append(request)
 
     def _add(self, message: NewRequest) -> None:
         params = message.params
@@ -74,12 +91,18 @@ class Scheduler:
             prompt=message.token_ids,
             params=params,
             max_tokens=max_tokens,
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+            # A grammar that is complete leaves no other way to go on.
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos and not params.grammar else self._eos_ids),
             arrival=self._arrivals,
         )
         self._arrivals += 1
         self.requests[request.uid] = request
-        self.prefill.add(request)
+        if params.grammar and self._matchers is not None:
+            request.matcher = self._matchers.start(request.uid, params.grammar, params.stop_token_ids)
+            self.prefill.unbuilt[request.uid] = request
+        else:
+            self.prefill.add(request)
         if not message.token_ids or not 1 <= max_tokens <= room:
             # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
             self._finish(request, FinishReason.ABORT)
@@ -88,6 +111,8 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when there is nothing to compute before more tokens or messages come."""
+        if self._advanced:
+            self._end_failed()
         batch = Batch()
         for request, first in self._rewrites.items():
             batch.pages.append(PageWrite(request.row, first, request.pages[first:]))
@@ -105,8 +130,19 @@ class Scheduler:
         sampled = [request for request, chunk in chunks if chunk.sample]
         for request in sampled:
             self._finish_prefill(request)
+        if self.decode.grammars:
+            batch.masks = [MaskWrite(r.row, r.matcher.mask()) for r in (*running, *sampled) if r.matcher]
         self._counts["steps"] += 1
         return Step(batch, running + sampled)
+
+    def _end_failed(self) -> None:
+        """Wait for the masks that are being worked out, and end the requests that have none."""
+        for request in self._advanced:
+            if request.state is not State.FINISHED and request.matcher.mask() is None:
+                if not request.generated:  # or nobody would be told of its end
+                    self._open(request)
+                self._finish(request, FinishReason.GRAMMAR)
+        self._advanced = []
 
     def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
         """Give every decoding request a page for its next token, retracting the newest when pages run out.
@@ -116,7 +152,7 @@ class Scheduler:
         page_size = self._limits.page_size
         grown: dict[Request, PageWrite] = {}
         retracted = False
-        running = self.decode.unfinished()
+        running = self.decode.ready()
         for request in running:
             if request.computed < len(request.pages) * page_size:
                 continue
@@ -142,7 +178,7 @@ class Scheduler:
             budget -= self._append_chunk(batch, chunks, self.prefill.partial, budget)
         if not may_admit or budget <= 0 or not self.table.free_rows:
             return chunks
-        for request in self.prefill.admissible(len(self.requests) - len(self.prefill.waiting)):
+        for request in self.prefill.admissible(len(self.requests) - self.prefill.queued):
             self._admit(request, batch)
             budget -= self._append_chunk(batch, chunks, request, budget)
             if budget <= 0 or not self.table.free_rows:
@@ -202,9 +238,7 @@ class Scheduler:
                 continue
             known = request.tokens
             if len(known) == request.prompt_length:
-                output.opened.append(
-                    Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
-                )
+                self._open(request)
             request.in_flight -= 1
             known.append(token)
             output.uids.append(request.uid)
@@ -213,6 +247,15 @@ class Scheduler:
                 self._finish(request, FinishReason.STOP)
             elif len(known) >= request.end:
                 self._finish(request, FinishReason.LENGTH)
+            elif request.matcher:
+                request.matcher.advance(token)
+                self._advanced.append(request)
+
+    def _open(self, request: Request) -> None:
+        """Tell the detokenizer of a request, before its first token."""
+        self._output.opened.append(
+            Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
+        )
 
     def take_output(self) -> StepTokens | None:
         """What happened since the last call, for the detokenizer; None when nothing did."""
@@ -256,7 +299,7 @@ class Scheduler:
 
     @property
     def stats(self) -> SchedulerStats:
-        waiting = len(self.prefill.waiting)
+        waiting = self.prefill.queued
         return SchedulerStats(
             running=len(self.requests) - waiting,
             queued=waiting,
@@ -271,7 +314,7 @@ class Scheduler:
         """Assert what must hold between steps: every page and every row in exactly one place."""
         self.prefill.check()
         holders = self._holders()
-        assert len(holders) + len(self.prefill.waiting) == len(self.requests)
+        assert len(holders) + self.prefill.queued == len(self.requests)
         rows = [r.row for r in holders]
         assert len(set(rows)) == len(rows) == self.table.num_rows - self.table.free_rows
         for r in holders:
