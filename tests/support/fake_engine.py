@@ -16,9 +16,13 @@ from minisgl.core.batch import Batch
 VOCAB = 50
 
 
-def next_token(tokens: Sequence[int]) -> int:
-    """The fake model: any sequence determines its next token."""
-    return hashlib.blake2b(repr(list(tokens)).encode(), digest_size=4).digest()[0] % VOCAB
+def next_token(tokens: Sequence[int], mask: bytes | None = None) -> int:
+    """The fake model: any sequence determines its next token, among those whose bits are set in `mask`."""
+    number = hashlib.blake2b(repr(list(tokens)).encode(), digest_size=4).digest()[0]
+    if mask is None:
+        return number % VOCAB
+    allowed = [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
+    return allowed[number % len(allowed)]
 
 
 def reference(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
@@ -92,8 +96,10 @@ class FakeEngine:
             if chunk.sample:
                 sampled.append(chunk.row)
         # All keys and values of a step are written before any of its rows reads: shared pages must be older.
+        masks = {write.row: write.words for write in batch.masks}
+        assert len(masks) == len(batch.masks) and masks.keys() <= set(sampled)
         for row in sampled:
-            self._last[row] = next_token(self._read(row))
+            self._last[row] = next_token(self._read(row), masks.get(row))
         return [self._last[row] for row in sampled]
 
     def _write(self, row: int, start: int, tokens: list[int]) -> None:

@@ -31,7 +31,7 @@ class GrammarChecker:
     def known(self, grammar: str) -> str | None:
         """The verdict on a grammar that was checked lately, as `check` gives it; None for any other."""
         if len(grammar) > MAX_CHARACTERS:
-            return f"it has {len(grammar)} characters, and {MAX_CHARACTERS} are allowed"
+            return f"it has more than {MAX_CHARACTERS} characters"
         key = _key(grammar)
         with self._lock:
             if key in self._verdicts:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 ToolForm = Literal["qwen", "llama3"]
 
-SPACE = r"\x20|\n\x20{0,40}"
+SPACE = r"\x20|\n\x20{0,24}"
 """White space where JSON allows some: none, a space, or a new line with its indentation. More would let a small
 model write blanks for ever."""
 

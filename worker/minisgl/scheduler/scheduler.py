@@ -114,14 +114,13 @@ class Scheduler:
         if self._advanced:
             self._end_failed()
         batch = Batch()
-        for request, first in self._rewrites.items():
-            batch.pages.append(PageWrite(request.row, first, request.pages[first:]))
-        self._rewrites = {}
         running, retracted = self._grow_decodes(batch)
         chunks = self._schedule_prefill(batch, len(running), may_admit=not retracted)
         if not running and not chunks:
             return None
 
+        batch.pages += [PageWrite(r.row, first, r.pages[first:]) for r, first in self._rewrites.items()]
+        self._rewrites = {}
         for request in running:
             request.computed += 1
             request.in_flight += 1
