@@ -81,11 +81,12 @@ def request(
     stop: Iterable[int] = (),
     *,
     ignore: bool = True,
+    copies: int = 1,
 ) -> NewRequest:
     params = SamplingParams(
         max_tokens=max_tokens, seed=0, ignore_eos=ignore, grammar=grammar, stop_token_ids=tuple(stop)
     )
-    return NewRequest(uid=uid, token_ids=prompt, params=params)
+    return NewRequest(uid=uid, token_ids=prompt, params=params, copies=copies)
 
 
 def build(
@@ -121,19 +122,22 @@ arrivals = st.lists(
         st.integers(0, 3),
         st.integers(1, 4),
         st.none() | st.integers(0, 12),
+        st.sampled_from([1, 1, 3]),
     ),
     min_size=1,
     max_size=12,
 )
-Arrivals = list[tuple[list[int], int, str, tuple[int, ...], int, int, int | None]]
+Arrivals = list[tuple[list[int], int, str, tuple[int, ...], int, int, int | None, int]]
 
 
 def rounds_of(load: Arrivals) -> list[list[Message]]:
+    """Request i, and its copies, have the ids from ``10 * i``. The first of them is aborted."""
     rounds: list[list[Message]] = [[] for _ in range(60)]
     when = 0
-    for uid, (prompt, max_tokens, grammar, stop, gap, read, abort) in enumerate(load):
+    for index, (prompt, max_tokens, grammar, stop, gap, read, abort, copies) in enumerate(load):
         when += gap
-        rounds[when].append(request(uid, prompt, max_tokens, grammar, stop))
+        uid = 10 * index
+        rounds[when].append(request(uid, prompt, max_tokens, grammar, stop, copies=copies))
         if grammar:
             rounds[when + read].append(GrammarBuilt(uid=uid))
         if abort is not None:
@@ -162,20 +166,22 @@ def test_every_answer_is_what_its_own_matcher_allows(
         rows=rows,
         budget=budget,
     )
-    assert sorted(script.reasons) == list(range(len(load)))
-    for uid, (prompt, max_tokens, grammar, stop, _, _, abort) in enumerate(load):
-        got, stop_ids = script.outputs.get(uid, []), frozenset(stop)
-        expected = (
-            constrained(prompt, max_tokens, grammar, stop_ids)
-            if grammar
-            else reference(prompt, max_tokens, stop_ids)
-        )
-        if script.reasons[uid] == "abort":
-            assert abort is not None and got == expected[: len(got)]
-            continue
-        assert got == expected
+    expected = {}
+    for index, (prompt, max_tokens, grammar, stop, _, _, abort, copies) in enumerate(load):
+        stop_ids = frozenset(stop)
+        free = [] if grammar else reference(prompt, max_tokens, stop_ids)
+        answer = constrained(prompt, max_tokens, grammar, stop_ids) if grammar else free
         ends = stop_ids | {EOS} if grammar else stop_ids
-        assert script.reasons[uid] == ("stop" if got[-1] in ends else "length")
+        for copy in range(copies):
+            expected[10 * index + copy] = answer, ends, abort is not None and copy == 0
+    assert script.reasons.keys() == expected.keys()
+    for uid, (answer, ends, aborted) in expected.items():
+        got = script.outputs.get(uid, [])
+        if script.reasons[uid] == "abort":
+            assert aborted and got == answer[: len(got)]
+        else:
+            assert got == answer
+            assert script.reasons[uid] == ("stop" if got[-1] in ends else "length")
 
 
 @settings(max_examples=10)
@@ -289,7 +295,7 @@ class FailingPool:
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def start(self, *_: Any) -> Any:
+    def start(self, *_: Any, copies: int) -> list[Any]:
         pool = self
 
         class Failing:
@@ -301,7 +307,7 @@ class FailingPool:
             def mask(self) -> bytes | None:
                 return b"\xff" * 8 if self.left > 0 else None
 
-        return Failing()
+        return [Failing() for _ in range(copies)]
 
 
 @pytest.mark.parametrize("loop", [normal_loop, overlap_loop])
@@ -313,3 +319,11 @@ def test_a_matcher_that_fails_ends_its_own_request(loop: Loop, after: int) -> No
     assert script.reasons == {0: "grammar", 1: "length"}
     assert len(script.outputs[0]) == after, "opened, even if there is no token"
     assert script.outputs[1] == reference([2], 20)
+
+
+@pytest.mark.parametrize("loop", [normal_loop, overlap_loop])
+def test_copies_whose_matchers_fail_all_end(loop: Loop) -> None:
+    rounds: list[list[Message]] = [[request(0, [1], 20, "start: x", copies=3)], [GrammarBuilt(uid=0)]]
+    for after in (0, 2):
+        script, _, _ = run(loop, rounds, pool=FailingPool(after))
+        assert script.reasons == dict.fromkeys(range(3), "grammar")

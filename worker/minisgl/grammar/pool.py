@@ -37,20 +37,18 @@ def load_compiler(directory: str, size: int, eos_ids: Iterable[int]) -> Compiler
 
 
 class Matcher:
-    """One answer's matcher. `advance` and `mask` are for one thread, and return at once unless they say so."""
+    """One answer's matcher. The scheduler's thread calls `advance` and `mask`."""
 
     __slots__ = ("_inner", "_mask", "_pool", "_stop_ids")
 
-    def __init__(
-        self, pool: MatcherPool, grammar: str, stop_ids: Iterable[int], built: Callable[[], None]
-    ) -> None:
+    def __init__(self, pool: MatcherPool, stop_ids: Iterable[int]) -> None:
         self._pool = pool
         self._stop_ids = tuple(stop_ids)
         self._inner: LLMatcher | None = None
-        self._mask: Future[Mask] = pool.submit(self._build, grammar, built)
+        self._mask: Future[Mask] = Future()
 
     def advance(self, token: int) -> None:
-        """`token` is the answer's next: work out what may follow it."""
+        """`token` is the answer's next: let a thread work out what may follow it."""
         self._mask = self._pool.submit(self._consume, token)
 
     def mask(self) -> Mask:
@@ -60,20 +58,13 @@ class Matcher:
         """
         return self._mask.result()
 
-    def _build(self, grammar: str, built: Callable[[], None]) -> Mask:
-        try:
-            self._inner = self._pool.compiler().build(grammar)
-            return self._next(self._inner)
-        finally:
-            built()
+    def set_built(self, inner: LLMatcher | None, mask: Mask) -> None:
+        """By a thread: the grammar is read. None: it cannot be followed."""
+        self._inner = inner
+        self._mask.set_result(mask)
 
-    def _consume(self, token: int) -> Mask:
-        if self._inner is None:
-            return None
-        self._inner.consume_token(token)
-        return self._next(self._inner)
-
-    def _next(self, inner: LLMatcher) -> Mask:
+    def next(self, inner: LLMatcher) -> Mask:
+        """By a thread: the mask where `inner` stands."""
         mask = inner.compute_bitmask()
         if inner.is_error():
             logger.warning("a grammar cannot be followed further: %s", inner.get_error()[:200])
@@ -85,6 +76,12 @@ class Matcher:
                     bits[token >> 3] |= 1 << (token & 7)
             return bytes(bits)
         return mask
+
+    def _consume(self, token: int) -> Mask:
+        if self._inner is None:
+            return None
+        self._inner.consume_token(token)
+        return self.next(self._inner)
 
 
 class MatcherPool:
@@ -99,9 +96,24 @@ class MatcherPool:
         self._jobs: SimpleQueue[tuple[Future[Mask], Callable[..., Mask], tuple[Any, ...]]] = SimpleQueue()
         self._started = False
 
-    def start(self, uid: int, grammar: str, stop_ids: Iterable[int]) -> Matcher:
-        """A matcher for the answer of request `uid`, which may also end with a token of `stop_ids`."""
-        return Matcher(self, grammar, stop_ids, lambda: self._built(uid) if self._built is not None else None)
+    def start(self, uid: int, grammar: str, stop_ids: Iterable[int], *, copies: int = 1) -> list[Matcher]:
+        """Matchers for as many answers to request `uid`, which may also end with a token of `stop_ids`."""
+        matchers = [Matcher(self, stop_ids) for _ in range(copies)]
+        self.submit(self._build, uid, grammar, matchers)
+        return matchers
+
+    def _build(self, uid: int, grammar: str, matchers: list[Matcher]) -> Mask:
+        inner, mask = None, None
+        try:
+            inner = self.compiler().build(grammar)
+            mask = matchers[0].next(inner)
+        finally:
+            for matcher in matchers[1:]:
+                matcher.set_built(inner.deep_copy() if inner is not None and mask is not None else None, mask)
+            matchers[0].set_built(inner, mask)
+            if self._built is not None:
+                self._built(uid)
+        return mask
 
     def submit(self, job: Callable[..., Mask], *arguments: Any) -> Future[Mask]:
         """Let a thread of the pool do a job; one that raises gives None."""

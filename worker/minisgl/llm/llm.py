@@ -22,6 +22,7 @@ import msgspec
 import torch
 import zmq
 
+from minisgl.core.batch import TokenScore
 from minisgl.core.config import (
     Addresses,
     CacheType,
@@ -36,6 +37,7 @@ from minisgl.core.config import (
 )
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
+from minisgl.engine.shaping import MOST_BIASES
 from minisgl.grammar.checker import GrammarChecker
 from minisgl.grammar.pool import MatcherPool, load_compiler
 from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
@@ -65,6 +67,10 @@ class Completion:
     """``"stop"`` or ``"length"``; ``"grammar"`` if `SamplingParams.grammar` took too much work to follow."""
     cached_tokens: int
     """Prompt tokens whose keys and values were in the prefix cache."""
+    logprobs: list[TokenScore] | None
+    """Of each of `token_ids`. None: not asked for."""
+    prompt_logprobs: list[TokenScore] | None
+    """Of each token of the prompt but the first. None: not asked for."""
 
 
 class LLM:
@@ -200,13 +206,34 @@ class LLM:
             )
             if isinstance(request, Rejected):
                 raise ValueError(f"prompt {index}: {request.message}")
+            self._check(index, one)
             if refusal := one.grammar and self._checker.check(one.grammar):
-                raise ValueError(f"prompt {index}: its grammar cannot be followed: {refusal}")
-            requests.append(request)
+                raise ValueError(f"prompt {index}: grammar cannot be followed: {refusal}")
+            # The whole prompt's log-probabilities are wanted; its text is not, see `_Endpoint.send`.
+            shown = len(request.token_ids) if one.prompt_logprobs else 0
+            requests.append(msgspec.structs.replace(request, shown=shown))
         self._next_uid += len(requests)
         endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built)
         self._loop(self._scheduler, self._engine, endpoint)
         return [endpoint.completion(request) for request in requests]
+
+    def _check(self, index: int, params: SamplingParams) -> None:
+        """What the server checks before a request gets as far as `prepare`."""
+        ids = [token for token, _ in params.logit_bias]
+        if len(ids) > MOST_BIASES:
+            raise ValueError(f"prompt {index}: logit_bias has {len(ids)} tokens; allowed: at most {MOST_BIASES}")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"prompt {index}: logit_bias names a token twice")
+        wrong = next((token for token in ids if not 0 <= token < self.limits.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(
+                f"prompt {index}: logit_bias: token id {wrong} is outside the vocabulary: "
+                f"ids are 0 to {self.limits.vocab_size - 1}"
+            )
+        if params.repetition_penalty <= 0:
+            raise ValueError(f"prompt {index}: repetition_penalty {params.repetition_penalty:g}: must be above 0")
+        if params.prompt_logprobs and params.logprobs is None:
+            raise ValueError(f"prompt {index}: prompt_logprobs needs logprobs")
 
     @property
     def stats(self) -> SchedulerStats:
@@ -259,6 +286,8 @@ class _Endpoint:
         self._texts: dict[int, list[str]] = {request.uid: [] for request in requests}
         self._reasons: dict[int, str] = {}
         self._cached: dict[int, int] = {}
+        self._scores: dict[int, list[TokenScore]] = {request.uid: [] for request in requests}
+        self._prompt_scores: dict[int, list[TokenScore] | None] = {}
 
     def receive(self, *, block: bool) -> Round:
         while self._unbuilt and (not self._built.empty() or (block and not self._arriving)):
@@ -275,9 +304,15 @@ class _Endpoint:
         output = scheduler.take_output()
         if output is None:
             return
-        for uid, token in zip(output.uids, output.tokens, strict=True):
+        scores = dict(zip(output.scored, output.scores, strict=True))
+        for place, (uid, token) in enumerate(zip(output.uids, output.tokens, strict=True)):
             if uid not in self._reasons:
                 self._tokens[uid].append(token)
+                if place in scores:
+                    self._scores[uid].append(scores[place])
+        self._prompt_scores |= {opened.uid: opened.prompt_scores for opened in output.opened}
+        unshown = [msgspec.structs.replace(opened, shown=[], prompt_scores=None) for opened in output.opened]
+        output = msgspec.structs.replace(output, opened=unshown, scored=[], scores=[])
         text, stopped = self._detokenizer.feed(output)
         for uid, piece, cached, reason in zip(
             text.uids, text.texts, text.cached_tokens, text.finish_reasons, strict=True
@@ -295,4 +330,6 @@ class _Endpoint:
             text="".join(self._texts[request.uid]),
             finish_reason=self._reasons[request.uid],
             cached_tokens=self._cached[request.uid],
+            logprobs=None if request.params.logprobs is None else self._scores[request.uid],
+            prompt_logprobs=self._prompt_scores[request.uid],
         )

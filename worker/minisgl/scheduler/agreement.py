@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from minisgl.core.batch import Batch
+from minisgl.core.batch import Batch, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.grammar.pool import MatcherPool
 from minisgl.message import StepDigest
@@ -60,9 +60,9 @@ class ComparedScheduler(Scheduler):
             raise RanksDiffer(f"rank {self._rank} differs from rank 0 at step {reference.step}: {different}")
         return step
 
-    def complete(self, step: Step, tokens: list[int]) -> None:
+    def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         self._tokens.append(tokens)
-        super().complete(step, tokens)
+        super().complete(step, tokens, scores)
 
 
 def _digest(part: Any) -> bytes:

@@ -40,6 +40,10 @@ class PrefillManager:
         """A retracted request goes to the front."""
         self.waiting.appendleft(request)
 
+    def add_first(self, requests: list[Request]) -> None:
+        """To the front, in this order."""
+        self.waiting.extendleft(reversed(requests))
+
     def remove(self, request: Request) -> None:
         """Forget a waiting or partly read request."""
         if self.partial is request:
@@ -77,7 +81,7 @@ class PrefillManager:
 
     def _fits(self, request: Request, running: int) -> bool:
         page_size = self._cache.page_size
-        cached, evictable = self._cache.lookup(request.tokens[:-1])
+        cached, evictable = self._cache.lookup(request.reusable())
         needed = -(-len(request.tokens) // page_size) - cached
         margin = running * -(-MARGIN_TOKENS // page_size)
         return needed + margin <= self._cache.available - evictable
