@@ -16,21 +16,19 @@ from minisgl.core.batch import Batch, Join, StepScores, TokenScore
 VOCAB = 50
 
 
-def next_token(tokens: Sequence[int]) -> int:
-    """The fake model: any sequence determines its next token."""
-    return hashlib.blake2b(repr(list(tokens)).encode(), digest_size=4).digest()[0] % VOCAB
+def next_token(tokens: Sequence[int], mask: bytes | None = None) -> int:
+    """The fake model: any sequence determines its next token, among those whose bits are set in `mask`."""
+    number = hashlib.blake2b(repr(list(tokens)).encode(), digest_size=4).digest()[0]
+    if mask is None:
+        return number % VOCAB
+    allowed = [token for token in range(VOCAB) if mask[token >> 3] >> (token & 7) & 1]
+    return allowed[number % len(allowed)]
 
 
 def fake_score(before: Sequence[int], token: int, likely: int) -> TokenScore:
     """The fake model's log-probability of `token` after `before`, which any other place or token would change."""
     hashed = hashlib.blake2b(repr((list(before), token)).encode(), digest_size=4).digest()[0]
     return TokenScore(-hashed / 16, list(range(likely)), [-float(place) for place in range(likely)])
-
-
-def first_allowed(token: int, words: bytes) -> int:
-    """`token`, or the next one that a mask allows."""
-    mask = int.from_bytes(words, "little")
-    return next(t % VOCAB for t in range(token, token + VOCAB) if mask >> (t % VOCAB) & 1)
 
 
 def reference(prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = frozenset()) -> list[int]:
@@ -122,11 +120,10 @@ class FakeEngine:
         masks = {write.row: write.words for write in batch.masks}
         for place, row in enumerate(sampled):
             known, params = self._read(row), self._joins[row].params
-            self._last[row] = next_token(known)
-            if params.grammar:
-                self._last[row] = first_allowed(self._last[row], masks[row])
+            self._last[row] = next_token(known, masks.pop(row) if params.grammar else None)
             if params.logprobs is not None:
                 scores.sampled[place] = fake_score(known, self._last[row], params.logprobs)
+        assert not masks, "a mask for a row that has no grammar, or does not sample"
         asked = scores.sampled or scores.prompt
         return [self._last[row] for row in sampled], scores if asked else None
 

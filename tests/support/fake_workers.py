@@ -98,10 +98,10 @@ class FakeWorkers:
                 if isinstance(message, Abort):
                     self.aborted.append(message.uid)
                     self.aborted_at[message.uid] = inboxes.index(inbox)
-                elif not isinstance(message, TokenizeRequest):
+                elif isinstance(message, TextToTokens | TokensToText):
                     self.questions.append(message)
                     self._outbox += answer(message)
-                else:
+                elif isinstance(message, TokenizeRequest):
                     self.tokenizer_of[message.uid] = inboxes.index(inbox)
                     self.requests.append(message)
                     self._outbox += script(message)

@@ -36,7 +36,7 @@ class Listener:
     def receive(self, *, block: bool) -> Round:
         assert len(self.queued) < 5000, "the loop makes no progress"
         if self.rounds:
-            return Round(messages=self.rounds.pop(0))
+            return Round(messages=[*self.rounds.pop(0)])
         return Round(messages=[], stop=block)
 
     def send(self, scheduler: Scheduler) -> None:

@@ -21,6 +21,7 @@ from minisgl.message import (
     Abort,
     Decoder,
     FromWorkers,
+    GrammarBuilt,
     Heartbeat,
     NewRequest,
     Round,
@@ -56,7 +57,7 @@ def build(make: Callable[..., Scheduler], pages: int = 24, **options: Any) -> Sc
 class Witness:
     """An executor and an endpoint that write down whose rows each batch names."""
 
-    def __init__(self, scheduler: Scheduler, rounds: list[list[NewRequest | Abort]]) -> None:
+    def __init__(self, scheduler: Scheduler, rounds: list[list[NewRequest | Abort | GrammarBuilt]]) -> None:
         self._scheduler = scheduler
         self._rounds = rounds
         self.engine = FakeEngine(num_pages=scheduler.cache.num_pages, page_size=PAGE_SIZE, num_rows=4)
@@ -98,8 +99,8 @@ def test_it_tells_whose_rows_every_step_had(
 ) -> None:
     """With requests that come, end, are aborted and retracted (the pool is small), as often as not at once."""
 
-    def rounds() -> list[list[NewRequest | Abort]]:
-        made: list[list[NewRequest | Abort]] = [[] for _ in range(len(arrivals) * gap + 24)]
+    def rounds() -> list[list[NewRequest | Abort | GrammarBuilt]]:
+        made: list[list[NewRequest | Abort | GrammarBuilt]] = [[] for _ in range(len(arrivals) * gap + 24)]
         for uid, (prompt, max_tokens, abort) in enumerate(arrivals):
             params = SamplingParams(max_tokens=max_tokens, seed=0)
             made[uid * gap].append(NewRequest(uid=uid, token_ids=prompt, params=params))

@@ -35,6 +35,8 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    GRAMMAR = "grammar"
+    """Its grammar takes too much work to follow, from some token on."""
 
 
 class IllegalMove(RuntimeError):
@@ -57,6 +59,7 @@ class Request:
         "computed",
         "end",
         "in_flight",
+        "matcher",
         "pages",
         "params",
         "prefix",
@@ -109,6 +112,8 @@ class Request:
         self.in_flight = 0
         self.cached_tokens: int | None = None
         """Prompt tokens that the prefix cache spared at first admission; None before it."""
+        self.matcher: Any = None
+        """Its grammar's (`grammar.pool.Matcher`), which knows every token that the host knows; None: any text."""
         self.bypassed = 0
         """How many later requests were admitted while this one headed the queue and did not fit."""
 

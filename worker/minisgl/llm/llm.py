@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import msgspec
@@ -36,7 +38,9 @@ from minisgl.core.config import (
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.engine.shaping import MOST_BIASES
-from minisgl.message import Abort, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
+from minisgl.grammar.checker import GrammarChecker
+from minisgl.grammar.pool import MatcherPool, load_compiler
+from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.scheduler.io import Broadcaster
 from minisgl.scheduler.loop import normal_loop, overlap_loop
@@ -60,7 +64,7 @@ class Completion:
     text: str
     """Without the token or string that ended it."""
     finish_reason: str
-    """``"stop"`` or ``"length"``."""
+    """``"stop"`` or ``"length"``; ``"grammar"`` if `SamplingParams.grammar` took too much work to follow."""
     cached_tokens: int
     """Prompt tokens whose keys and values were in the prefix cache."""
     logprobs: list[TokenScore] | None
@@ -144,7 +148,11 @@ class LLM:
             self._stop_ranks()
             raise
         self.limits = self._engine.limits
-        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids)
+        self._checker = GrammarChecker(str(path))
+        self._built: SimpleQueue[int] = SimpleQueue()
+        load = partial(load_compiler, str(path), self.limits.vocab_size, config.eos_ids)
+        matchers = MatcherPool(load, self._built.put)
+        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, matchers)
         self._loop = overlap_loop if overlap else normal_loop
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
@@ -199,11 +207,13 @@ class LLM:
             if isinstance(request, Rejected):
                 raise ValueError(f"prompt {index}: {request.message}")
             self._check(index, one)
+            if refusal := one.grammar and self._checker.check(one.grammar):
+                raise ValueError(f"prompt {index}: grammar cannot be followed: {refusal}")
             # The whole prompt's log-probabilities are wanted; its text is not, see `_Endpoint.send`.
             shown = len(request.token_ids) if one.prompt_logprobs else 0
             requests.append(msgspec.structs.replace(request, shown=shown))
         self._next_uid += len(requests)
-        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer))
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built)
         self._loop(self._scheduler, self._engine, endpoint)
         return [endpoint.completion(request) for request in requests]
 
@@ -234,6 +244,7 @@ class LLM:
         """Free the engine and end the other ranks."""
         self._broadcaster.send(Round(messages=[], stop=True))
         self._engine.close()
+        self._checker.close()
         self._stop_ranks()
         self._context.destroy(linger=0)
 
@@ -258,8 +269,17 @@ class LLM:
 class _Endpoint:
     """Gives the loop one batch of requests, and says stop when the last has finished."""
 
-    def __init__(self, requests: list[NewRequest], broadcaster: Broadcaster, detokenizer: Detokenizer) -> None:
-        self._arriving: list[NewRequest | Abort] = list(requests)
+    def __init__(
+        self,
+        requests: list[NewRequest],
+        broadcaster: Broadcaster,
+        detokenizer: Detokenizer,
+        built: SimpleQueue[int],
+    ) -> None:
+        """`built` gives the id of each request with a grammar, when that is read."""
+        self._arriving: list[NewRequest | Abort | GrammarBuilt] = list(requests)
+        self._built = built
+        self._unbuilt = sum(bool(request.params.grammar) for request in requests)
         self._broadcaster = broadcaster
         self._detokenizer = detokenizer
         self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
@@ -270,6 +290,9 @@ class _Endpoint:
         self._prompt_scores: dict[int, list[TokenScore] | None] = {}
 
     def receive(self, *, block: bool) -> Round:
+        while self._unbuilt and (not self._built.empty() or (block and not self._arriving)):
+            self._arriving.append(GrammarBuilt(uid=self._built.get()))
+            self._unbuilt -= 1
         if block and not self._arriving:
             return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
         arrived = Round(messages=self._arriving)

@@ -22,9 +22,16 @@ class PrefillManager:
     def __init__(self, cache: CacheManager, chunk_budget: int) -> None:
         self._cache = cache
         self._chunk_budget = chunk_budget
+        self.unbuilt: dict[int, Request] = {}
+        """By id, those whose grammar is still being read: they do not queue yet."""
         self.waiting: deque[Request] = deque()
         self.partial: Request | None = None
         """Admitted, with part of its prompt still to read; always served before anyone else is admitted."""
+
+    @property
+    def queued(self) -> int:
+        """Requests that hold nothing yet."""
+        return len(self.waiting) + len(self.unbuilt)
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -41,7 +48,7 @@ class PrefillManager:
         """Forget a waiting or partly read request."""
         if self.partial is request:
             self.partial = None
-        else:
+        elif self.unbuilt.pop(request.uid, None) is None:
             self.waiting.remove(request)
 
     def budget(self, decodes: int) -> int:

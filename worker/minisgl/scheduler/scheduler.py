@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk, StepScores
+from minisgl.core.batch import Batch, Join, MaskWrite, PageWrite, PrefillChunk, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.request import FinishReason, Request, State
+from minisgl.grammar.pool import MatcherPool
 from minisgl.kvcache.manager import CacheManager
-from minisgl.message import Abort, NewRequest, SchedulerStats, StepTokens
+from minisgl.message import Abort, GrammarBuilt, NewRequest, SchedulerStats, StepTokens
 from minisgl.message.types import Opened
 from minisgl.scheduler.copies import CopyManager
 from minisgl.scheduler.decode import DecodeManager
@@ -42,9 +43,17 @@ SEEDS = 1 << 63
 class Scheduler:
     """One rank's scheduler. The caller alternates `handle`, `schedule`, launching, and `complete`."""
 
-    def __init__(self, config: SchedulerConfig, limits: EngineLimits, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        limits: EngineLimits,
+        eos_ids: Iterable[int],
+        matchers: MatcherPool | None = None,
+    ) -> None:
+        """`matchers` are for requests with a grammar. Of each, the caller hands in a `GrammarBuilt`."""
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
+        self._matchers = matchers
         self.cache = CacheManager(num_pages=limits.num_pages, page_size=limits.page_size, cache=config.cache)
         self.table = TableManager(limits.max_running_requests)
         self.prefill = PrefillManager(self.cache, config.prefill_budget)
@@ -52,6 +61,8 @@ class Scheduler:
         self.copies = CopyManager()
         self.requests: dict[int, Request] = {}
         """Every unfinished request by its id."""
+        self._advanced: list[Request] = []
+        """Those whose next mask has not been asked for yet."""
         self._arrivals = 0
         self._rewrites: dict[Request, int] = {}
         """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
@@ -62,9 +73,10 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests)
+        """There is more to do than to wait for messages."""
+        return bool(self.prefill.waiting or self.prefill.partial or len(self.decode))
 
-    def handle(self, message: NewRequest | Abort) -> None:
+    def handle(self, message: NewRequest | Abort | GrammarBuilt) -> None:
         """Take a request into the queue, or forget one in whatever state it is."""
         match message:
             case NewRequest():
@@ -73,13 +85,21 @@ class Scheduler:
                 request = self.requests.get(message.uid)
                 if request is not None:
                     self._finish(request, FinishReason.ABORT)
+            case GrammarBuilt():
+                request = self.prefill.unbuilt.pop(message.uid, None)
+                if request is not None:
+                    self.prefill.add(request)
+                    self._advanced.append(request)
 
     def _add(self, message: NewRequest) -> None:
         room = self._limits.max_seq_len - len(message.token_ids)
         max_tokens = room if message.params.max_tokens is None else message.params.max_tokens
         requests = [self._create(message, max_tokens, index) for index in range(message.copies)]
-        self.prefill.add(requests[0])
         self.copies.hold(requests[0], requests[1:])
+        if message.params.grammar:
+            self._await_matchers(requests)
+        else:
+            self.prefill.add(requests[0])
         if not message.token_ids or not 1 <= max_tokens <= room:
             # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
             for request in requests:
@@ -95,7 +115,9 @@ class Scheduler:
             prompt=message.token_ids,
             params=params,
             max_tokens=max_tokens,
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+            # A grammar that is complete leaves no other way to go on.
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos and not params.grammar else self._eos_ids),
             arrival=self._arrivals,
             shown=message.shown,
         )
@@ -103,19 +125,30 @@ class Scheduler:
         self.requests[request.uid] = request
         return request
 
+    def _await_matchers(self, requests: list[Request]) -> None:
+        """The first of an answer's copies queues when its `GrammarBuilt` comes, which is for all of them."""
+        if self._matchers is None:
+            raise RuntimeError("a scheduler without matchers was sent a grammar")
+        first, params = requests[0], requests[0].params
+        matchers = self._matchers.start(first.uid, params.grammar, params.stop_token_ids, copies=len(requests))
+        for request, matcher in zip(requests, matchers, strict=True):
+            request.matcher = matcher
+        self.prefill.unbuilt[first.uid] = first
+
     # ---- a step ----
 
     def schedule(self) -> Step | None:
         """The next step, or None when there is nothing to compute before more tokens or messages come."""
+        if self._advanced:
+            self._end_failed()
         batch = Batch()
-        for request, first in self._rewrites.items():
-            batch.pages.append(PageWrite(request.row, first, request.pages[first:]))
-        self._rewrites = {}
         running, retracted = self._grow_decodes(batch)
         chunks = self._schedule_prefill(batch, len(running), may_admit=not retracted)
         if not running and not chunks:
             return None
 
+        batch.pages += [PageWrite(r.row, first, r.pages[first:]) for r, first in self._rewrites.items()]
+        self._rewrites = {}
         for request in running:
             request.computed += 1
             request.in_flight += 1
@@ -124,9 +157,26 @@ class Scheduler:
         sampled = [request for request, chunk in chunks if chunk.sample]
         for request in sampled:
             self._finish_prefill(request)
+        if self.decode.grammars:
+            batch.masks = [MaskWrite(r.row, r.matcher.mask()) for r in (*running, *sampled) if r.matcher]
         self._counts["steps"] += 1
         scored = [(place, request) for place, (request, chunk) in enumerate(chunks) if chunk.targets]
         return Step(batch, running + sampled, scored)
+
+    def _end_failed(self) -> None:
+        """Wait for the masks that are being worked out, and end the requests that have none."""
+        while self._advanced:
+            advanced, self._advanced = self._advanced, []
+            for request in advanced:
+                if request.state is not State.FINISHED and request.matcher.mask() is None:
+                    if not request.generated:  # or nobody would be told of its end
+                        opened = msgspec.structs.replace(_open(request), shown=[], prompt_scores=None)
+                        self._output.opened.append(opened)
+                    self._finish(request, FinishReason.GRAMMAR)
+
+    def _queue_copies(self, copies: list[Request]) -> None:
+        self.prefill.add_first(copies)
+        self._advanced += [copy for copy in copies if copy.matcher]
 
     def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
         """Give every decoding request a page for its next token, retracting the newest when pages run out.
@@ -136,7 +186,7 @@ class Scheduler:
         page_size = self._limits.page_size
         grown: dict[Request, PageWrite] = {}
         retracted = False
-        running = self.decode.unfinished()
+        running = self.decode.ready()
         for request in running:
             if request.computed < len(request.pages) * page_size:
                 continue
@@ -216,7 +266,7 @@ class Scheduler:
         copies = self.copies.release(request)
         for copy in copies:
             copy.prompt_scores, copy.asked = request.prompt_scores, request.asked
-        self.prefill.add_first(copies)
+        self._queue_copies(copies)
 
     def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         """Take the tokens of a step in, and end the requests that they end.
@@ -246,6 +296,9 @@ class Scheduler:
                 self._finish(request, FinishReason.STOP)
             elif len(known) >= request.end:
                 self._finish(request, FinishReason.LENGTH)
+            elif request.matcher:
+                request.matcher.advance(token)
+                self._advanced.append(request)
 
     def take_output(self) -> StepTokens | None:
         """What happened since the last call, for the detokenizer; None when nothing did."""
@@ -265,7 +318,7 @@ class Scheduler:
         self._output.finish_reasons.append(reason.value)
         copies = self.copies.release(request)
         if copies:  # the next one reads the prompt
-            self.prefill.add_first(copies[:1])
+            self._queue_copies(copies[:1])
             self.copies.hold(copies[0], copies[1:])
 
     def _retract(self, request: Request) -> None:
@@ -296,7 +349,7 @@ class Scheduler:
     @property
     def _queued(self) -> int:
         """Requests that hold neither row nor pages."""
-        return len(self.prefill.waiting) + len(self.copies)
+        return self.prefill.queued + len(self.copies)
 
     @property
     def stats(self) -> SchedulerStats:
