@@ -6,12 +6,22 @@ from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from fastapi import Response
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from minisgl.message import Text, TextToTokens, Tokens, TokensToText
 from minisgl.server.errors import invalid
 from minisgl.server.frontend import Frontend
 from minisgl.server.openai_types import FAIL_FAST, Message, Strict, TokenId
+
+
+def _sendable(value: Any) -> Any:
+    """JSON has integers of any size, and messages between processes have not."""
+    try:
+        msgspec.msgpack.encode(value)
+    except OverflowError:
+        raise PydanticCustomError("integer", "must hold integers of 64 bits at most") from None
+    return value
 
 
 class TokenizeBody(Strict):
@@ -27,8 +37,8 @@ class TokenizeBody(Strict):
     add_generation_prompt: bool | None = Field(
         default=None, description="End the chat with the opening of the assistant's answer, as by default."
     )
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], AfterValidator(_sendable)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_sendable)] | None = None
     return_token_strs: bool | None = Field(default=None, description="Also the names of the tokens.")
 
     @model_validator(mode="after")
