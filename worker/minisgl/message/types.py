@@ -64,10 +64,24 @@ class NewRequest(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     template has opened."""
 
 
+class GrammarChecked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A tokenizer's thread tells its loop: the grammar of the request was tried."""
+
+    uid: int
+    refusal: str
+    """Why no answer can follow it; empty if one can."""
+
+
+class GrammarBuilt(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A thread of rank 0 tells every rank: the request can be scheduled, its first mask is known."""
+
+    uid: int
+
+
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What rank 0 read before a step. Every rank handles the same rounds in the same order."""
 
-    messages: list[NewRequest | Abort]
+    messages: list[NewRequest | Abort | GrammarBuilt]
     stop: bool = False
     """The last round: leave the loop."""
 
@@ -193,6 +207,6 @@ class SchedulerStats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     steps: int = 0
 
 
-ToTokenizer = TokenizeRequest | Abort
-ToScheduler = NewRequest | Abort
+ToTokenizer = TokenizeRequest | Abort | GrammarChecked
+ToScheduler = NewRequest | Abort | GrammarBuilt
 FromWorkers = StepText | Rejected | Heartbeat | SchedulerReady | SchedulerStats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer
 
 from minisgl.tokenizer.chat_template import CannotRender, ChatTemplate
 from minisgl.tokenizer.template_source import read_template, read_tokenizer_config
+from minisgl.tokenizer.token_bytes import TokenBytes
 from minisgl.utils.errors import UserError
 
 
@@ -27,6 +29,8 @@ class TextTokenizer:
         )
         self.longest_token = max(map(len, vocabulary), default=1)
         """Characters of the longest token: a text of n tokens has at most n times as many."""
+        self._read: dict[int, tuple[str, bytes]] = {}
+        """What `read_token` returned; the vocabulary bounds it."""
 
     @classmethod
     def load(cls, model_path: str) -> TextTokenizer:
@@ -50,6 +54,18 @@ class TextTokenizer:
     def decode(self, token_ids: list[int]) -> str:
         """The text of `token_ids`, without special tokens; U+FFFD stands for bytes that are not UTF-8."""
         return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    def read_token(self, token: int) -> tuple[str, bytes]:
+        """A token by itself, special or not: as text, with U+FFFD for bytes that are not UTF-8, and its bytes."""
+        found = self._read.get(token)
+        if found is None:
+            data = self._token_bytes(token)
+            found = self._read[token] = data.decode(errors="replace"), data
+        return found
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._backend)
 
     def is_text(self, token: int) -> bool:
         """False for special tokens, and for ids past the vocabulary: a model's own size may be rounded up."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 import zmq
 
 from minisgl.core.config import TokenizerConfig
-from minisgl.message import Abort, Decoder, Rejected, ToTokenizer, encode
+from minisgl.grammar.checker import GrammarChecker
+from minisgl.message import Abort, Decoder, GrammarChecked, NewRequest, Rejected, ToTokenizer, encode
+from minisgl.tokenizer.grammars import GrammarDesk
 from minisgl.tokenizer.loop import serve
 from minisgl.tokenizer.prepare import prepare
 from minisgl.tokenizer.text import TextTokenizer
@@ -27,6 +30,16 @@ def main(name: str, config: TokenizerConfig) -> None:
     tokenizer = TextTokenizer.load(config.model_path)
     decode = Decoder[ToTokenizer](ToTokenizer)
 
+    def connect() -> Callable[[GrammarChecked], None]:
+        itself = push_socket(context, config.addresses.tokenizer(config.index))
+        return lambda message: itself.send(encode(message))
+
+    grammars = GrammarDesk(GrammarChecker(config.model_path), connect)
+
+    def pass_on(answer: NewRequest | Rejected | None) -> None:
+        if answer is not None:
+            (api if isinstance(answer, Rejected) else scheduler).send(encode(answer))
+
     def handle(frame: bytes) -> None:
         try:
             message = decode(frame)
@@ -34,14 +47,21 @@ def main(name: str, config: TokenizerConfig) -> None:
             logger.exception("a frame that is no message was dropped")
             return
         if isinstance(message, Abort):
+            grammars.forget(message.uid)
             scheduler.send(frame)
             return
+        if isinstance(message, GrammarChecked):
+            pass_on(grammars.checked(message))
+            return
+        answer: NewRequest | Rejected | None
         try:
             answer = prepare(tokenizer, message)
+            if isinstance(answer, NewRequest) and answer.params.grammar:
+                answer = grammars.take(answer, message.grammar_name)
         except Exception:  # one request's trouble must not end the others
             logger.exception("request %d cannot be tokenized", message.uid)
             answer = Rejected(uid=message.uid, message="the request cannot be tokenized", code="internal_error")
-        (api if isinstance(answer, Rejected) else scheduler).send(encode(answer))
+        pass_on(answer)
 
     serve(inbox, api, name, handle)
 
