@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.grammar import behind_prompt
 from minisgl.message import NewRequest, Rejected, TokenizeRequest
 from minisgl.tokenizer.chat_template import CannotRender
 
@@ -66,8 +67,9 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
             code=CONTEXT_LENGTH_EXCEEDED,
         )
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
-    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
     opened = 0 if request.messages is None else _opened_thought(tokenizer, ids)
+    grammar = behind_prompt(request.params.grammar, opened=opened > 0)
+    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed, grammar=grammar)
     shown = len(ids) if request.echo else opened
     return NewRequest(uid=request.uid, token_ids=ids, params=params, copies=request.copies, shown=shown)
 
