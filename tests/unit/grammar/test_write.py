@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from minisgl.grammar import ToolForm, json_object, json_schema, tool_calls
+from minisgl.grammar import ToolForm, behind_prompt, json_object, json_schema, tool_calls
 from minisgl.grammar.compiler import Compiler, failure
 from minisgl.grammar.vocabulary import Vocabulary
 from minisgl.tokenizer.text import TextTokenizer
@@ -107,6 +107,20 @@ def test_a_thought_may_come_first(thought: str, answer: str) -> None:
 def test_an_answer_that_begins_without_a_thought_follows_the_grammar_at_once() -> None:
     matcher = BYTES.build(json_schema(AB, thinks=True))
     assert matcher.try_consume_tokens(list(b'{"c')) == 2
+
+
+def test_whether_the_prompt_has_opened_the_thought_is_known_in_the_end() -> None:
+    for grammar, answer in (
+        (json_schema(AB, thinks=True), '{"a":1,"b":[]}'),
+        (tool_calls("qwen", [("f", {})], parallel=False, thinks=True), call("qwen", "f", "{}")),
+    ):
+        closed, opened = behind_prompt(grammar, opened=False), behind_prompt(grammar, opened=True)
+        assert fits(closed, answer) and fits(closed, f"<think>\nHm: {answer}</think>\n\n{answer}")
+        assert not fits(closed, f"Hm</think>{answer}") and not fits(closed, f"</think>{answer}")
+        for thought in ("", "Hm", "\n", answer, "<think>"):
+            assert fits(opened, f"{thought}</think>\n\n{answer}")
+        assert not fits(opened, answer)
+    assert behind_prompt(json_schema(AB), opened=True) == json_schema(AB)
 
 
 WEATHER = {

@@ -75,7 +75,7 @@ class Witness:
 
     def receive(self, *, block: bool) -> Round:
         if self._rounds:
-            return Round(messages=self._rounds.pop(0))
+            return Round(messages=[*self._rounds.pop(0)])
         return Round(messages=[], stop=block)
 
     def send(self, scheduler: Scheduler) -> None:

@@ -280,6 +280,23 @@ class TestResponseFormat:
         assert server.complete("a", response_format=SCHEMA).status_code == 200
         assert server.workers.last().params.grammar == json_schema(PARAMETERS)
 
+    def test_a_grammar_that_explodes_is_the_clients_error(self, server: ApiServer) -> None:
+        response = server.chat("a|<grammar>", response_format=SCHEMA)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["param"], error["code"]) == ("response_format", "grammar_too_complex")
+        assert "after 2 tokens" in error["message"]
+        with pytest.raises(openai.APIError, match="tools takes too much work"):
+            list(
+                server.openai.chat.completions.create(
+                    model=MODEL,
+                    messages=[{"role": "user", "content": "a|<grammar>"}],
+                    tools=[{"type": "function", "function": {"name": "clock"}}],
+                    tool_choice="required",
+                    stream=True,
+                )
+            )
+
     def test_the_client_parses_the_answer(self, server: ApiServer) -> None:
         class Place(openai.BaseModel):
             city: str

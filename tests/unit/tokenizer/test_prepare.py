@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from minisgl.core.sampling import SamplingParams
+from minisgl.grammar import behind_prompt, json_object
 from minisgl.message import NewRequest, Rejected, TokenizeRequest
 from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.prepare import prepare
@@ -138,6 +139,18 @@ def test_a_thought_that_the_template_opens_belongs_to_the_answer(
         shown = tokenizer.decode(request.token_ids[len(request.token_ids) - request.shown :])
         assert shown.strip() == "<think>" and request.shown < 8
         assert request.shown > 1 or tokenizer is qwen
+
+
+def test_a_grammar_learns_whether_the_thought_is_open(qwen: TextTokenizer) -> None:
+    def grammar(template: str) -> str:
+        params = SamplingParams(grammar=json_object(thinks=True))
+        asked = TokenizeRequest(uid=3, params=params, max_seq_len=64, messages=[USER])
+        return accepted(prepare(chatting(qwen, template), asked)).params.grammar
+
+    assert grammar("x<think>") == behind_prompt(json_object(thinks=True), opened=True)
+    assert grammar("x") == behind_prompt(json_object(thinks=True), opened=False)
+    plain = json_object()
+    assert behind_prompt(plain, opened=True) == behind_prompt(plain, opened=False) == plain
 
 
 @pytest.mark.parametrize("end", ["", "<think>\n\n</think>\n\n", "<think>a", "<thinking>", "think>"])

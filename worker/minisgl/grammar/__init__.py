@@ -3,6 +3,6 @@
 What is imported from here is light; llguidance is loaded with the first grammar that a process sees.
 """
 
-from minisgl.grammar.write import ToolForm, json_object, json_schema, tool_calls
+from minisgl.grammar.write import ToolForm, behind_prompt, json_object, json_schema, tool_calls
 
-__all__ = ["ToolForm", "json_object", "json_schema", "tool_calls"]
+__all__ = ["ToolForm", "behind_prompt", "json_object", "json_schema", "tool_calls"]

@@ -15,9 +15,11 @@ SPACE = r"\x20|\n\x20{0,24}"
 """White space where JSON allows some: none, a space, or a new line with its indentation. More would let a small
 model write blanks for ever."""
 
-_THOUGHT = r"""
-thought[lazy]: /((<think>|[^<{])(.|\n)*)?<\/think>/
-gap: /\n{1,2}/
+_MAY_THINK, _MUST_THINK = "(thought gap?)?", "thought gap?"
+_BEGINNING = r"((<think>|[^<{])(.|\n)*)?"
+_THOUGHT = rf"""
+thought[lazy]: /{_BEGINNING}<\/think>/
+gap: /\n{{1,2}}/
 """
 """A thought to its end, and what stands behind it. The prompt may have opened it already. It does not begin as an
 answer does, so that an answer without a thought has to follow the grammar from its first character."""
@@ -60,8 +62,20 @@ def tool_calls(
     return _grammar(answer, "\n".join(rules), thinks=thinks)
 
 
+def behind_prompt(grammar: str, *, opened: bool) -> str:
+    """The grammar, once it is known whether the prompt has opened the thought.
+
+    If it has, the answer goes on with it; if not, what does not begin with the tag is no thought.
+    """
+    if not opened:
+        return grammar.replace(_THOUGHT, _THOUGHT.replace(_BEGINNING, "<think>(.|\\n)*"))
+    return grammar.replace(f"start: {_MAY_THINK}", f"start: {_MUST_THINK}", 1).replace(
+        _THOUGHT, _THOUGHT.replace(_BEGINNING, "(.|\\n)*")
+    )
+
+
 def _grammar(answer: str, rules: str, *, thinks: bool) -> str:
-    start = f"start: (thought gap?)? {answer}" if thinks else f"start: {answer}"
+    start = f"start: {_MAY_THINK} {answer}" if thinks else f"start: {answer}"
     return f"{start}\n{rules}{_THOUGHT if thinks else ''}"
 
 

@@ -124,6 +124,7 @@ class Frontend:
         uids = list(range(self._next_uid, self._next_uid + count))
         self._next_uid += count
         generation = Generation(request_id, uids, user, copies=copies)
+        generation.grammar_name = prompts[0].grammar_name
         self._open.add(generation)
         self._idle.clear()
         self._in_flight |= {choice.uid: (generation, choice) for choice in generation.choices}
@@ -281,6 +282,12 @@ class Frontend:
                 del self._in_flight[uid]
                 logger.error("request %s was given up by the engine", generation.request_id)
                 generation.fail(internal())
+                continue
+            if finish_reason == FinishReason.GRAMMAR.value:
+                del self._in_flight[uid]
+                name = generation.grammar_name
+                message = f"{name} takes too much work to follow: the answer breaks off after {generated} tokens"
+                generation.fail(invalid(message, param=name, code="grammar_too_complex"))
                 continue
             before, last = choice.generated, choice.last_token_at
             choice.prompt_tokens = prompt_tokens

@@ -55,6 +55,8 @@ class Generation:
         ]
         self.arrived_at = time.perf_counter()
         self.first_token_at: float | None = None
+        self.grammar_name = "response_format"
+        """What the client calls the parameter that the answers' grammar comes from."""
         self.error: ApiError | None = None
         self._unstarted = len(uids) // copies
         """Prompts without a token."""

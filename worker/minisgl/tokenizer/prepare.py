@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.grammar import behind_prompt
 from minisgl.message import NewRequest, Rejected, Text, TextToTokens, TokenizeRequest, Tokens, TokensToText
 from minisgl.tokenizer.chat_template import CannotRender
 
@@ -66,8 +67,9 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
             code=CONTEXT_LENGTH_EXCEEDED,
         )
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
-    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
     opened = 0 if request.messages is None else _opened_thought(tokenizer, ids)
+    grammar = behind_prompt(request.params.grammar, opened=opened > 0)
+    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed, grammar=grammar)
     shown = len(ids) if request.echo else opened
     return NewRequest(uid=request.uid, token_ids=ids, params=params, copies=request.copies, shown=shown)
 
@@ -92,7 +94,7 @@ def tokens_of(tokenizer: TextTokenizer, question: TextToTokens) -> Tokens | Reje
     try:
         text = (question.text or "") if chat is None else tokenizer.render_chat(chat, question.template)
     except CannotRender as error:
-        return Rejected(uid=question.uid, message=str(error), param="messages")
+        return Rejected(uid=question.uid, message=str(error), param=error.param)
     if len(text) > limit * tokenizer.longest_token:
         return Rejected(
             uid=question.uid,
@@ -109,7 +111,7 @@ def text_of(tokenizer: TextTokenizer, question: TokensToText) -> Text | Rejected
     if wrong is not None:
         message = f"token id {wrong} is outside the vocabulary: ids are 0 to {question.vocab_size - 1}"
         return Rejected(uid=question.uid, message=message, param="tokens")
-    return Text(uid=question.uid, text=tokenizer.decode(question.token_ids, special_tokens=True))
+    return Text(uid=question.uid, text=tokenizer.decode_all(question.token_ids))
 
 
 def _encode(

@@ -51,9 +51,13 @@ class TextTokenizer:
             raise CannotRender("this model has no chat template: use completions with a prompt instead")
         return self._template.render(messages, variables)
 
-    def decode(self, token_ids: list[int], *, special_tokens: bool = False) -> str:
-        """The text of `token_ids`, with special tokens or without; U+FFFD stands for bytes that are not UTF-8."""
-        return self._backend.decode(token_ids, skip_special_tokens=not special_tokens)
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of `token_ids`, without special tokens; U+FFFD stands for bytes that are not UTF-8."""
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    def decode_all(self, token_ids: list[int]) -> str:
+        """The same with special tokens."""
+        return self._backend.decode(token_ids, skip_special_tokens=False)
 
     def names(self, token_ids: list[int]) -> list[str]:
         """What the vocabulary calls each token: its bytes in the tokenizer's own spelling. Empty past its end."""
