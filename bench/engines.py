@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, Protocol
 from urllib.request import Request, urlopen
+
+import msgspec
 
 from bench import load
 from bench.workload import Workload
@@ -23,14 +27,20 @@ class Engine(Protocol):
 class MiniSGLang:
     """This engine, in this process, all requests at once. Prefixes of earlier runs are not kept."""
 
-    def __init__(self, model: str, options: dict[str, Any], temperature: float) -> None:
+    def __init__(
+        self, model: str, options: dict[str, Any], temperature: float, sampling: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """`sampling`: more of `SamplingParams`, which requests take in turn."""
         self.temperature = temperature
+        self._sampling = sampling or ({},)
         self._llm = LLM(model, **({"cache": "naive"} | options))
 
     def run(self, workload: Workload) -> None:
         params = [
-            SamplingParams(max_tokens=length, temperature=self.temperature, ignore_eos=True)
-            for length in workload.output_lengths
+            msgspec.convert(
+                {"max_tokens": length, "temperature": self.temperature, "ignore_eos": True, **more}, SamplingParams
+            )
+            for length, more in zip(workload.output_lengths, cycle(self._sampling), strict=False)
         ]
         done = self._llm.generate(workload.prompts, params)
         assert sum(len(c.token_ids) for c in done) == workload.output_tokens

@@ -164,7 +164,7 @@ class RandomLoad:
         return [self._draw.randrange(self._limits.vocab_size) for _ in range(count)]
 
     def _request(self) -> NewRequest:
-        draw, longest = self._draw, self._limits.max_seq_len
+        draw, longest, uid = self._draw, self._limits.max_seq_len, self.counts.requests
         prompt = self._tokens(self._length(longest // 2 - 1))
         if draw.random() < 0.5:
             prefix = draw.choice(self._prefixes)
@@ -175,12 +175,14 @@ class RandomLoad:
             top_k=draw.choice((0, 0, 0, 1, 20, 1000)),
             top_p=draw.choice((1.0, 1.0, 0.9, 0.5)),
             min_p=draw.choice((0.0, 0.0, 0.05)),
+            presence_penalty=0.5 if uid % 5 == 1 else 0.0,
+            logit_bias=((5, -2.0), (6, 2.0)) if uid % 7 == 2 else (),
+            logprobs=5 if uid % 6 == 3 else None,
             seed=draw.getrandbits(63),
             stop_token_ids=tuple(self._tokens(draw.choice((0, 0, 4)))),
             ignore_eos=draw.random() < 0.5,
         )
         abort = self._round + self._length(200) - 1 if draw.random() < ABORTED else None
-        uid = self.counts.requests
         self._live[uid] = _Live(params, 0, abort)
         self.counts.requests += 1
         return NewRequest(uid=uid, token_ids=prompt, params=params)

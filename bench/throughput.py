@@ -12,9 +12,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
+
+import msgspec
 
 from bench import report
 from bench.arguments import add_common, floor_of, length_range
@@ -24,6 +27,7 @@ from bench.figures import Figure, peers_of, print_figures
 from bench.floors import Floor
 from bench.standard import Case, case_of
 from bench.workload import Workload, uniform
+from minisgl.core.sampling import SamplingParams
 from minisgl.models.config import ModelConfig
 
 DEFAULTS = {
@@ -48,6 +52,27 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=3, help="after one warm-up")
     parser.add_argument("--temperature", type=float, default=0.0, help="this engine's, in process")
+    parser.add_argument(
+        "--sampling",
+        action="append",
+        type=sampling,
+        default=[],
+        metavar="JSON",
+        help="this engine's, in process: more fields of SamplingParams; repeated, requests take them in turn",
+    )
+
+
+def sampling(text: str) -> dict[str, Any]:
+    """Fields of `SamplingParams`, checked."""
+    try:
+        fields: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
+        unknown = set(fields) - set(SamplingParams.__struct_fields__)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"'{text}': no field of SamplingParams: {', '.join(sorted(unknown))}")
+        msgspec.convert(fields, SamplingParams)
+    except msgspec.MsgspecError as error:
+        raise argparse.ArgumentTypeError(f"'{text}': {error}") from None
+    return fields
 
 
 def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -57,8 +82,11 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     model = ModelConfig.load(args.model)
     options = {"dtype": args.dtype, "dummy_weight": weightless(args.model)} | json.loads(args.options)
     case = case_of(args.command, args.requests, args.inputs, args.outputs, args.seed, args.temperature)
+    if args.sampling:
+        told = " or ".join(json.dumps(fields) for fields in args.sampling)
+        case = replace(case, name=f"{case.name}-sampling", text=f"{case.text}, sampling {told}")
     builders: dict[str, Callable[[], Engine]] = {
-        "minisgl": partial(MiniSGLang, str(args.model), options, args.temperature),
+        "minisgl": partial(MiniSGLang, str(args.model), options, args.temperature, args.sampling),
         # Its import takes seconds that the other engines need not wait for.
         "transformers": lambda: import_module("bench.transformers_engine").Transformers(
             str(args.model), args.dtype

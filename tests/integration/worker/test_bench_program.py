@@ -98,13 +98,14 @@ def test_start_and_host(tiny: Path, tmp_path: Path) -> None:
 def test_throughput_beside_a_floor(tiny: Path, tmp_path: Path) -> None:
     printed, document = bench(
         *("step", "--model", str(tiny), "--requests", "2", "--inputs", "8", "--outputs", "9", "--runs", "1"),
-        *("--bandwidth", "1e10", "--flops", "1e11"),
+        *("--bandwidth", "1e10", "--flops", "1e11", "--sampling", "{}", "--sampling", '{"presence_penalty": 0.5}'),
         *("--options", '{"dummy_weight": true, "num_pages": 100, "device": "cpu"}'),
         out=tmp_path / "step.json",
     )
     (result,) = document["results"]
     assert result["figure"]["unit"] == "ms" and result["figure"]["ratio_to_floor"] > 1
     assert "x floor" in printed
+    assert result["figure"]["text"].endswith('sampling {} or {"presence_penalty": 0.5}')
 
 
 def test_bad_arguments_are_told_in_a_line(tiny: Path) -> None:
@@ -117,5 +118,9 @@ def test_bad_arguments_are_told_in_a_line(tiny: Path) -> None:
     assert "COMMAND" in fails("sing")
     assert "Qwen3-0.6B" in fails("online", "--model", "nowhere")
     assert "above 0" in fails("online", "--model", str(tiny), "--rates", "3,-1")
+    assert "no field of SamplingParams: penalty" in fails(
+        "step", "--model", str(tiny), "--sampling", '{"penalty": 1}'
+    )
+    assert "Expected `int" in fails("step", "--model", str(tiny), "--sampling", '{"logprobs": "many"}')
     assert "--options pages" in fails("soak", "--model", str(tiny), "--options", '{"pages": 1}')
     assert "no OpenAI endpoint" in fails("online", "--model", str(tiny), "--url", "http://127.0.0.1:9/v1")

@@ -127,7 +127,7 @@ def running(model: Path, schedulers: list[SchedulerConfig]) -> Iterator[Ranks]:
 
 
 def random_request(draw: random.Random, uid: int) -> NewRequest:
-    """One of a few beginnings, an end of its own, and any sampling.
+    """One of a few beginnings, an end of its own, any sampling, and sometimes several answers.
 
     Of 500, the first 30 together outgrow the pool, so that some are retracted.
     """
@@ -140,10 +140,13 @@ def random_request(draw: random.Random, uid: int) -> NewRequest:
         top_k=draw.choice([0, 1, 20]),
         top_p=draw.choice([1.0, 0.9]),
         min_p=draw.choice([0.0, 0.05]),
+        frequency_penalty=draw.choice([0.0, 0.0, 0.5]),
+        logprobs=3 if (scored := draw.random() < 0.3) else None,
+        prompt_logprobs=scored and draw.random() < 0.5,
         seed=draw.randrange(2**40),
         ignore_eos=long or draw.random() < 0.5,
     )
-    return NewRequest(uid=uid, token_ids=prompt, params=params)
+    return NewRequest(uid=uid, token_ids=prompt, params=params, copies=draw.choice([1, 1, 1, 1, 1, 3]))
 
 
 @pytest.mark.parametrize(("size", "requests"), [(2, 1000), (4, 60)])
@@ -155,10 +158,11 @@ def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int,
     reasons: Counter[str] = Counter()
     sent = 0
     with running(small, [SCHEDULER] * size) as ranks:
-        while len(ended) < requests:
+        while sent < requests or len(ended) < sent:
             while sent < requests and sent - len(ended) < 80:
-                ranks.send(random_request(draw, sent))
-                sent += 1
+                request = random_request(draw, sent)
+                ranks.send(request)
+                sent += request.copies
                 if draw.random() < 0.2:
                     victim = draw.randrange(max(sent - 40, 0), sent)
                     aborted.add(victim)
@@ -171,7 +175,7 @@ def test_random_requests_and_aborts_keep_the_ranks_equal(small: Path, size: int,
         assert set(ended.values()) == {1}
         assert requests // 20 < reasons["abort"] <= len(aborted) and reasons["length"] > requests // 2
         stats = ranks.stats
-        assert stats.steps > 100 and stats.retractions and stats.cached_tokens and stats.evicted_pages
+        assert stats.steps > 50 and stats.retractions and stats.cached_tokens and stats.evicted_pages
         assert set(ranks.beats) == {f"scheduler-{rank}" for rank in range(size)}
 
 

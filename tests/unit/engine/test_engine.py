@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
+from minisgl.core.batch import Batch, Join, MaskWrite, PageWrite, PendingStep, PrefillChunk
 from minisgl.core.config import EngineConfig
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
@@ -203,7 +203,14 @@ def test_the_same_prefix_pages_serve_two_requests(llama: Path, make_engine: Make
     assert driver.tokens[1] == expected
 
 
-@pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=0.8, top_p=0.9, seed=3)])
+@pytest.mark.parametrize(
+    "params",
+    [
+        GREEDY,
+        SamplingParams(temperature=0.8, top_p=0.9, seed=3),
+        SamplingParams(presence_penalty=0.5, logit_bias=((7, 1.0),), logprobs=2, seed=3),
+    ],
+)
 def test_a_steady_decode_step_uploads_nothing(
     params: SamplingParams, llama: Path, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,3 +284,49 @@ def test_the_last_position_of_the_longest_request(llama: Path, make_engine: Make
     assert driver.lengths[0] == 256 and not driver.free
     [expected] = greedy_references(llama, [prompt], 6, ignore_eos=True)
     assert expected.agrees(tokens[:6])
+
+
+def mask(row: int, allowed: set[int]) -> MaskWrite:
+    return MaskWrite(row, sum(1 << token for token in allowed).to_bytes(512 // 8, "little"))
+
+
+def test_masks_scores_and_prompt_scores_of_one_step(llama: Path, make_engine: MakeEngine) -> None:
+    """Decodes and chunks together: scores are of the logits before the mask, in the order of the batch."""
+    first, second, third = prompts(9, 30, 12)
+    driver = Driver(make_engine(llama))
+    scored = SamplingParams(temperature=0.0, logprobs=3)
+    start = Batch()
+    driver.join(start, 4, scored)
+    driver.read(start, 4, first, 0, sample=True)
+    driver.join(start, 1, SamplingParams(temperature=0.0, grammar="any"))
+    driver.read(start, 1, third, 0, sample=True)
+    allowed = {1: {5, 300}, 4: {9}, 7: {400, 511}}
+    start.masks = [mask(1, allowed[1])]
+    driver.run([start])
+    assert driver.tokens[1][0] in allowed[1]
+
+    batch = driver.decode(Batch(), [1, 4])
+    driver.join(batch, 7, SamplingParams(seed=1, grammar="any", logprobs=0, prompt_logprobs=True))
+    driver.read(batch, 7, second[:20], 0, sample=False)
+    batch.prefill[0] = batch.prefill[0]._replace(targets=second[1:21])
+    batch.masks = [mask(1, allowed[1])]
+    pending = driver.engine.launch(batch)
+    driver.take(batch, pending)
+    assert driver.tokens[1][1] in allowed[1]
+    scores = pending.scores()
+    assert scores is not None and list(scores.sampled) == [1] and list(scores.prompt) == [0]
+    score = scores.sampled[1]
+    assert score.top_ids[0] == driver.tokens[4][1] and score.logprob == score.top_logprobs[0]
+    assert len(scores.prompt[0]) == 20 and all(each.top_ids == [] for each in scores.prompt[0])
+
+    last = driver.decode(Batch(), [4, 1])
+    driver.read(last, 7, second[20:], 20, sample=True)
+    last.prefill[0] = last.prefill[0]._replace(targets=second[21:])
+    last.masks = [mask(7, allowed[7]), mask(1, allowed[1])]
+    pending = driver.engine.launch(last)
+    driver.take(last, pending)
+    scores = pending.scores()
+    assert scores is not None and list(scores.sampled) == [0, 2] and len(scores.prompt[0]) == 9
+    assert driver.tokens[7][0] in allowed[7] and driver.tokens[1][2] in allowed[1]
+    assert scores.sampled[2].logprob < -0.1, "a token that only the mask makes likely"
+    assert driver.engine.launch(driver.decode(Batch(masks=[mask(1, allowed[1])]), [1])).tokens()

@@ -149,7 +149,7 @@ class Rows:
         """logits [S, vocab], which may change -> the next tokens of `rows`, int64 [S], committed."""
         choice, shaped = self.choice(host_rows), self.shaping.any(host_rows)
         if shaped:
-            self.shaping.change(logits, rows)
+            self.shaping.change(logits, rows, host_rows)
         if logits.is_cuda and logits.itemsize == 2:
             tokens = self.draw(logits, rows, choice)
         else:

@@ -6,7 +6,7 @@ step uploads nothing but masks: which tokens a request has is counted on the dev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,38 +53,33 @@ class ShapingTable(NamedTuple):
             masks=zeros(num_rows, -(-vocab_size // 32)),
         )
 
-    def at(self, rows: Tensor) -> ShapingTable:
-        """The lines of `rows`, int64 [S]."""
-        return ShapingTable(*(column.index_select(0, rows) for column in self))
-
 
 def kinds_of(params: SamplingParams) -> int:
     return PENALIZED * params.penalized | BIASED * bool(params.logit_bias) | MASKED * bool(params.grammar)
 
 
-def shaped(logits: Tensor, table: ShapingTable) -> Tensor:
-    """logits [S, vocab], table [S] -> the changed logits, in the same type.
+def shape_row(logits: Tensor, table: ShapingTable, row: int, kinds: int) -> None:
+    """Change logits [vocab] of `row` in place.
 
     Finite ones stay finite, whatever a penalty does to them, but for those that a mask forbids: they are -inf.
     """
-    kinds = table.kinds.unsqueeze(1)
-    vocab_size = logits.shape[1]
-    is_token = (table.bias_ids >= 0) & (table.bias_ids < vocab_size)
-    biases = torch.where(is_token & (kinds & BIASED > 0), table.biases, 0.0)
-    values = logits.float().scatter_add(1, table.bias_ids.clamp(0, vocab_size - 1).long(), biases)
-    values = values.to(logits.dtype).float()
-
-    presence, frequency, repetition = table.numbers.unsqueeze(2).unbind(1)
-    times = table.seen >> 1
-    repeated = torch.where(values > 0, values / repetition, values * repetition)
-    penalized = torch.where(table.seen > 0, repeated, values) - (frequency * times + presence * (times > 0))
-    largest = torch.finfo(logits.dtype).max
-    values = torch.where(kinds & PENALIZED > 0, penalized.clamp_(-largest, largest), values)
-
-    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
-    allowed = (table.masks.unsqueeze(2) >> bits & 1).flatten(1)[:, :vocab_size] > 0
-    values.masked_fill_((kinds & MASKED > 0) & ~allowed, -torch.inf)
-    return values.to(logits.dtype)
+    if kinds & BIASED:
+        ids = table.bias_ids[row]
+        is_token = (ids >= 0) & (ids < len(logits))
+        ids = ids[is_token].long()
+        logits[ids] = (logits[ids].float() + table.biases[row][is_token]).to(logits.dtype)
+    if kinds & PENALIZED:
+        presence, frequency, repetition = table.numbers[row]
+        places = table.seen[row].nonzero().squeeze(1)
+        values, times = logits[places].float(), table.seen[row][places] >> 1
+        values = torch.where(values > 0, values / repetition, values * repetition)
+        values -= frequency * times + presence * (times > 0)
+        largest = torch.finfo(logits.dtype).max
+        logits[places] = values.clamp_(-largest, largest).to(logits.dtype)
+    if kinds & MASKED:
+        bits = 1 << torch.arange(32, dtype=torch.int32, device=logits.device)
+        allowed = table.masks[row].unsqueeze(1) & bits
+        logits.masked_fill_(allowed.flatten()[: len(logits)] == 0, -torch.inf)
 
 
 class Shaping:
@@ -154,15 +149,17 @@ class Shaping:
         """Whether the logits of one of `rows` are changed."""
         return bool(self._kinds) and not self._kinds.keys().isdisjoint(rows)
 
-    def change(self, logits: Tensor, rows: Tensor) -> None:
-        """Change logits [S, vocab] of `rows`, int64 [S], in place."""
+    def change(self, logits: Tensor, rows: Tensor, host_rows: Sequence[int] = ()) -> None:
+        """Change logits [S, vocab] of `rows`, int64 [S], in place.
+
+        `host_rows`: the same, needed where no kernel does it: elsewhere than on CUDA, or for more than 16 bits.
+        """
         kernels = kernels_for(logits, "shape")
         if kernels is not None and logits.itemsize == 2:
             kernels.shape(logits, rows, self._table)
             return
-        places = self._table.kinds.index_select(0, rows).nonzero().squeeze(1)
-        table = self._table.at(rows.index_select(0, places))
-        logits.index_copy_(0, places, shaped(logits.index_select(0, places), table))
+        for line, row in zip(logits, host_rows, strict=True):
+            shape_row(line, self._table, row, self._kinds.get(row, 0))
 
     def count(self, rows: Tensor, tokens: Tensor) -> None:
         """`tokens` have been chosen for `rows`, both int64 [S]."""

@@ -33,7 +33,14 @@ TOKENS = 3
 """Generated for each prompt: by its prefill, by a first decode step, and by one of the same rows as before."""
 WAYS = [
     SamplingParams(max_tokens=TOKENS, ignore_eos=True, **way)
-    for way in ({"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1})
+    for way in (
+        {"temperature": 0.0},
+        {},
+        {"top_k": 5},
+        {"top_p": 0.9},
+        {"min_p": 0.1},
+        {"presence_penalty": 0.5, "logit_bias": ((0, 1.0),)},
+    )
 ]
 LENGTHS = (1, 2, 15, 16, 17, 100, 512, 1025)
 """Of single prompts. Kernels differ for one token, for multiples of 16, and for many."""

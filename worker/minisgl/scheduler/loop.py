@@ -51,10 +51,10 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
         for message in arrived.messages:
             scheduler.handle(message)
         step = scheduler.schedule()
-        launched = (step, executor.launch(step.batch)) if step is not None else None
+        pending = (step, executor.launch(step.batch)) if step is not None else None
         if last is not None:
             scheduler.complete(last[0], last[1].tokens(), last[1].scores())
-        last = launched
+        last = pending
         endpoint.send(scheduler)
         if arrived.stop and last is None:
             return
