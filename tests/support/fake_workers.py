@@ -87,7 +87,7 @@ class FakeWorkers:
                 message = decode(inbox.recv())
                 if isinstance(message, Abort):
                     self.aborted.append(message.uid)
-                else:
+                elif isinstance(message, TokenizeRequest):
                     self.tokenizer_of[message.uid] = inboxes.index(inbox)
                     self.requests.append(message)
                     self._outbox += script(message)
