@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from minisgl.grammar import json_schema
 from minisgl.llm import LLM, SamplingParams
 from support.greedy import Reference, greedy_references
+from support.json_schemas import SCHEMAS
 from support.tiny_models import make_tiny_model
 
 REQUESTS = 64
@@ -173,3 +177,26 @@ def test_a_real_chat(smollm2: Path) -> None:
         )[0]
     assert stopped.finish_reason == "stop"
     assert stopped.text == answer.text.partition("Paris")[0]
+
+
+def test_answers_fit_their_schemas_beside_free_ones_that_stay_as_they_are(
+    model: Path, references: list[Reference]
+) -> None:
+    """Two ranks, each with matchers of its own; the random model chooses among what they leave it."""
+    free = references[:8]
+    greedy = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
+    schemas = SCHEMAS[:40:4]
+    guided = [
+        SamplingParams(temperature=1.0, seed=index, max_tokens=250, grammar=json_schema(schema))
+        for index, schema in enumerate(schemas)
+    ]
+    with LLM(str(model), tp_size=2, num_pages=1024) as llm:
+        prompts = [*(reference.prompt for reference in free), *([1, 2, 3] for _ in schemas)]
+        completions = llm.generate(prompts, [greedy] * len(free) + guided)
+        for reference, completion in zip(free, completions, strict=False):
+            assert reference.agrees(completion.token_ids)
+        for schema, completion in zip(schemas, completions[len(free) :], strict=True):
+            assert completion.finish_reason == "stop"
+            jsonschema.validate(json.loads(completion.text), schema, jsonschema.Draft202012Validator)
+        with pytest.raises(ValueError, match="prompt 0: grammar cannot be followed: Unimplemented keys"):
+            llm.generate("x", SamplingParams(grammar=json_schema({"not": {}})))

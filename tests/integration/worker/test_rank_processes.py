@@ -49,6 +49,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of few words, since scheduling is what counts."""
     directory = tmp_path_factory.mktemp("small")
     (directory / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": VOCAB, "num_hidden_layers": 1}))
+    words = {chr(33 + index): index for index in range(94)}
+    tokenizer = {"model": {"vocab": words}, "decoder": {"type": "ByteLevel"}}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     return directory
 
 
@@ -127,7 +130,7 @@ def running(model: Path, schedulers: list[SchedulerConfig]) -> Iterator[Ranks]:
 
 
 def random_request(draw: random.Random, uid: int) -> NewRequest:
-    """One of a few beginnings, an end of its own, any sampling, and sometimes several answers.
+    """One of a few beginnings, an end of its own, any sampling, sometimes a grammar or several answers.
 
     Of 500, the first 30 together outgrow the pool, so that some are retracted.
     """
@@ -140,6 +143,9 @@ def random_request(draw: random.Random, uid: int) -> NewRequest:
         top_k=draw.choice([0, 1, 20]),
         top_p=draw.choice([1.0, 0.9]),
         min_p=draw.choice([0.0, 0.05]),
+        grammar=""
+        if long
+        else draw.choice(["", "", "", "start: /[a-z]{1,9}(,[0-9]{1,4}){0,6}/", "start: /[d-k]{60}/"]),
         frequency_penalty=draw.choice([0.0, 0.0, 0.5]),
         logprobs=3 if (scored := draw.random() < 0.3) else None,
         prompt_logprobs=scored and draw.random() < 0.5,

@@ -14,6 +14,7 @@ import zmq
 
 from minisgl.core.config import Addresses, DetokenizerConfig, TokenizerConfig
 from minisgl.core.sampling import SamplingParams
+from minisgl.grammar import json_schema
 from minisgl.message import (
     Abort,
     Decoder,
@@ -148,6 +149,28 @@ def test_frames_that_are_no_messages_are_dropped(around: Around, frame: bytes) -
     around.ask(5, text="still there")
     request = around.at_scheduler()
     assert isinstance(request, NewRequest) and request.uid == 5
+
+
+def test_a_grammar_is_tried_while_others_go_on(around: Around) -> None:
+    """A grammar that explodes is refused after a second; one that is aborted meanwhile never gets further."""
+    explodes = {"allOf": [{"type": "string", "pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrstuvwx"]}
+
+    def ask(uid: int, schema: dict[str, Any]) -> None:
+        around.ask(uid, text="x", params=SamplingParams(grammar=json_schema(schema)), grammar_name="tools")
+
+    ask(11, explodes)
+    ask(12, {"const": "aborted"})
+    around.to_tokenizer.send(encode(Abort(uid=12)))
+    ask(13, {"const": "good"})
+    around.ask(14, text="no grammar")
+    arrived = [around.at_scheduler() for _ in range(3)]
+    assert [message.uid for message in arrived if isinstance(message, NewRequest)] == [14, 13]
+    rejected = around.at_api()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.uid, rejected.param, rejected.code) == (11, "tools", "invalid_grammar")
+    assert rejected.message == "tools cannot be followed: it takes more than 1 s to read: make it simpler"
+    ask(15, {"const": "good"})
+    assert around.at_scheduler().uid == 15, "at once: it is known"
 
 
 def test_steps_become_text_and_a_stop_string_an_abort(around: Around, smollm2: Path) -> None:

@@ -69,7 +69,9 @@ def _limit() -> None:
 
 def main(directory: str) -> None:
     """Answer until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    soft = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
     refusal, compiler = "", None
     try:
         compiler = Compiler.load(directory)
