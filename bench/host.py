@@ -18,7 +18,7 @@ from bench import report
 from bench.arguments import MODEL_HELP
 from bench.configurations import configurations
 from bench.dummy import model_path
-from minisgl.core.batch import Batch, Executor, PendingStep
+from minisgl.core.batch import Batch, Executor, PendingStep, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
@@ -40,6 +40,9 @@ class _Done:
 
     def tokens(self) -> list[int]:
         return [1] * self.count
+
+    def scores(self) -> None:
+        return None
 
 
 class NoDevice:
@@ -117,6 +120,9 @@ class _Timed:
         tokens = self.pending.tokens()
         self.stopwatch.waited()
         return tokens
+
+    def scores(self) -> StepScores | None:
+        return self.pending.scores()
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from minisgl.distributed import connect
 from minisgl.engine.graphs import DecodeGraphs
-from minisgl.engine.rows import Choice
 from minisgl.kernel import kernels_for
 from minisgl.layers.moe import MoE
 from minisgl.llm import LLM, SamplingParams
@@ -165,13 +164,13 @@ def test_greedy_text_is_right_and_repeats(
     ]
     each = [SamplingParams(temperature=0.0, max_tokens=4 + 3 * i % 29, ignore_eos=True) for i in range(32)]
     replayed: list[int] = []
-    replay = DecodeGraphs.replay
+    run = DecodeGraphs.run
 
-    def counted(self: DecodeGraphs, count: int, choice: Choice) -> Tensor:
+    def counted(self: DecodeGraphs, count: int) -> None:
         replayed.append(count)
-        return replay(self, count, choice)
+        run(self, count)
 
-    monkeypatch.setattr(DecodeGraphs, "replay", counted)
+    monkeypatch.setattr(DecodeGraphs, "run", counted)
     with LLM(
         str(path), device="cuda", dtype="bfloat16", max_running_requests=32, num_pages=2048, page_size=16,
         cache=cache, cuda_graph_max_batch=graphs,

@@ -30,7 +30,7 @@ WAYS = [
 
 def table(params: list[SamplingParams]) -> Rows:
     """A request table whose rows have these parameters, in this order."""
-    rows = Rows(num_rows=len(params), max_pages=1, page_size=16, device=CUDA)
+    rows = Rows(num_rows=len(params), max_pages=1, page_size=16, vocab_size=16, device=CUDA)
     rows.update(Batch(joined=[Join(row, each, 7 * row) for row, each in enumerate(params)]))
     return rows
 

@@ -2,7 +2,9 @@
 
 The script is the prompt itself: its parts between bars are sent as one token's text each. A part may also be an
 order: ``<hang>`` sends nothing more, ``<length>`` ends with that reason, ``<reject>`` and ``<crash>`` are the
-tokenizer's refusals, ``<abort>`` is the engine's own giving up.
+tokenizer's refusals, ``<abort>`` and ``<grammar>`` are the engine's own giving up, ``<copy>`` is the number of the
+answer among those to the same prompt. Who asks for log-probabilities gets -0.5 for each token, and the letters
+A, B, ... as others.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from minisgl.message import (
     SchedulerStats,
     StepText,
     Text,
+    TextScore,
     TextToTokens,
     TokenizeRequest,
     Tokens,
     TokensToText,
+    TokenText,
     ToTokenizer,
     encode,
 )
@@ -48,6 +52,8 @@ class FakeWorkers:
         self.questions: list[TextToTokens | TokensToText] = []
         self.tokenizer_of: dict[int, int] = {}
         self.aborted: list[int] = []
+        self.aborted_at: dict[int, int] = {}
+        """Which tokenizer read the abort."""
         self._addresses = addresses
         self._ready = ready
         self._stop = threading.Event()
@@ -92,10 +98,11 @@ class FakeWorkers:
                 message = decode(inbox.recv())
                 if isinstance(message, Abort):
                     self.aborted.append(message.uid)
-                elif not isinstance(message, TokenizeRequest):
+                    self.aborted_at[message.uid] = inboxes.index(inbox)
+                elif isinstance(message, (TextToTokens, TokensToText)):
                     self.questions.append(message)
                     self._outbox += answer(message)
-                else:
+                elif isinstance(message, TokenizeRequest):
                     self.tokenizer_of[message.uid] = inboxes.index(inbox)
                     self.requests.append(message)
                     self._outbox += script(message)
@@ -108,20 +115,33 @@ class FakeWorkers:
 
 def script(request: TokenizeRequest) -> list[msgspec.Struct]:
     """What the workers answer to a request."""
+    answers = [_answer(request, copy) for copy in range(request.copies)]
+    refused = any(isinstance(message, Rejected) for message in answers[0])
+    return answers[0] if refused else [message for answer in answers for message in answer]
+
+
+def _answer(request: TokenizeRequest, copy: int) -> list[msgspec.Struct]:
     prompt = request.text if request.messages is None else request.messages[-1]["content"]
     parts = ["".join(map(str, request.token_ids))] if request.token_ids else (prompt or "").split("|")
     messages: list[msgspec.Struct] = []
 
     def step(text: str, reason: str = "") -> None:
         generated = 1 + sum(isinstance(message, StepText) for message in messages)
+        scores = [] if request.params.logprobs is None or reason == "stop" else [_score(request, text)]
+        if request.echo and not messages:
+            if request.params.prompt_logprobs:
+                scores.insert(0, TextScore(text=prompt or "", data=(prompt or "").encode(), logprob=None))
+            text = (prompt or "") + text
         messages.append(
             StepText(
-                uids=[request.uid],
+                uids=[request.uid + copy],
                 texts=[text],
                 generated=[generated],
                 prompt_tokens=[PROMPT_TOKENS],
                 cached_tokens=[CACHED_TOKENS],
                 finish_reasons=[reason],
+                scored=[0] if scores else [],
+                scores=[scores] if scores else [],
             )
         )
 
@@ -136,9 +156,11 @@ def script(request: TokenizeRequest) -> list[msgspec.Struct]:
                 ]
             case "<crash>":
                 return [Rejected(uid=request.uid, message="secret", code="internal_error")]
-            case "<length>" | "<abort>":
+            case "<length>" | "<abort>" | "<grammar>":
                 step("", part.strip("<>"))
                 return messages
+            case "<copy>":
+                step(str(copy))
             case _:
                 step(part)
     step("", "stop")
@@ -159,6 +181,14 @@ def answer(question: TextToTokens | TokensToText) -> list[msgspec.Struct]:
             return [Rejected(uid=question.uid, message="secret", code="internal_error")]
     names = list(text or "") if question.names else None
     return [Tokens(uid=question.uid, token_ids=list(map(ord, text or "")), names=names)]
+
+
+def _score(request: TokenizeRequest, text: str) -> TextScore:
+    letters = [chr(ord("A") + place) for place in range(request.params.logprobs or 0)]
+    top = [
+        TokenText(text=letter, data=letter.encode(), logprob=-1.0 - place) for place, letter in enumerate(letters)
+    ]
+    return TextScore(text=text, data=text.encode(), logprob=-0.5, top=top)
 
 
 def one_token(uid: int, text: str, finish_reason: str) -> StepText:

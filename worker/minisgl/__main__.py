@@ -9,6 +9,7 @@ import sys
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.server.args import parse_arguments
 from minisgl.server.launcher import SCHEDULER, launch
+from minisgl.tokenizer.template_source import read_template
 from minisgl.utils.child import EXIT_USER_ERROR, spawn
 from minisgl.utils.errors import UserError
 from minisgl.utils.kernel_cache import use_kernel_cache
@@ -28,7 +29,11 @@ def main() -> None:
         model = inspect(path, skip_weights=options.engine.dummy_weight)
         model.check_tensor_parallel(options.engine.tp_size)
         config = options.worker(
-            path, checkpoint_dtype=model.dtype, max_position=model.max_position, sampling=model.sampling
+            path,
+            checkpoint_dtype=model.dtype,
+            max_position=model.max_position,
+            sampling=model.sampling,
+            chat_template=read_template(path),
         )
         if options.kernel_cache is not None:
             use_kernel_cache(options.kernel_cache, os.environ)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from minisgl.core.config import EngineConfig
 from minisgl.engine.graphs import captured_sizes
 from minisgl.engine.memory import AUTOMATIC_CPU_BYTES, count_pages, free_bytes
+from minisgl.engine.scores import StepResult
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
 from minisgl.utils.errors import UserError
@@ -25,10 +25,10 @@ def test_steps_run_in_order_without_the_launcher_waiting() -> None:
     gate = threading.Event()
     ran: list[int] = []
 
-    def step(number: int) -> Tensor:
+    def step(number: int) -> StepResult:
         gate.wait()
         ran.append(number)
-        return torch.tensor([number, number * 10])
+        return StepResult(torch.tensor([number, number * 10]))
 
     pending = [stream.launch(lambda number=number: step(number)) for number in range(5)]  # type: ignore[misc]
     assert ran == []
@@ -42,12 +42,12 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
     stream = Stream(1)
     ran: list[int] = []
 
-    def bad() -> Tensor:
+    def bad() -> StepResult:
         raise ValueError("no such page")
 
-    def good() -> Tensor:
+    def good() -> StepResult:
         ran.append(1)
-        return torch.tensor([1])
+        return StepResult(torch.tensor([1]))
 
     pending = [stream.launch(good), stream.launch(bad), stream.launch(good)]
     assert pending[0].tokens() == [1]
@@ -74,7 +74,7 @@ def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, needed: list
 
 def test_steps_build_no_autograd_graph() -> None:
     stream = Stream(1)
-    assert stream.launch(lambda: torch.tensor([int(torch.is_inference_mode_enabled())])).tokens() == [1]
+    assert stream.launch(lambda: StepResult(torch.tensor([torch.is_inference_mode_enabled()]))).tokens() == [True]
     stream.close()
 
 

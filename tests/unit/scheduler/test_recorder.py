@@ -67,14 +67,14 @@ class Witness:
         self.seen.append(
             ([owner[row] for row in batch.decode_rows], [(owner[c.row], len(c.tokens)) for c in batch.prefill])
         )
-        return self.engine.launch(batch)  # type: ignore[return-value]
+        return self.engine.launch(batch)
 
     def idle(self) -> bool:
         return False
 
     def receive(self, *, block: bool) -> Round:
         if self._rounds:
-            return Round(messages=self._rounds.pop(0))
+            return Round(messages=[*self._rounds.pop(0)])
         return Round(messages=[], stop=block)
 
     def send(self, scheduler: Scheduler) -> None:

@@ -39,7 +39,7 @@ class Script:
         self.loops += 1
         assert self.loops < 20_000, "the loop makes no progress"
         if self.rounds:
-            return Round(messages=self.rounds.pop(0))
+            return Round(messages=[*self.rounds.pop(0)])
         return Round(messages=[], stop=block)
 
     def send(self, scheduler: Scheduler) -> None:

@@ -13,6 +13,7 @@ from minisgl.attention.registry import BACKENDS
 from minisgl.core.sampling import SamplingParams
 from minisgl.server import args
 from minisgl.server.args import Options, parse_arguments
+from minisgl.server.dialect import Dialect
 from minisgl.server.parser import ATTENTION_BACKENDS, build_parser
 from minisgl.utils.errors import UserError
 
@@ -63,6 +64,23 @@ def test_every_option_reaches_the_configuration() -> None:
     assert (server.drain_grace, server.drain_timeout) == (0.5, 8.0)
     assert parse("--memory-ratio", "0.25").engine.memory_ratio == 0.25
     assert parse("--kernel-cache", "/kernels").kernel_cache == "/kernels"
+
+
+def test_how_answers_are_read_depends_on_the_chat_template() -> None:
+    def dialect(*arguments: str, template: str | None = "{{ tools }}<tool_call></think>") -> Dialect:
+        worker = parse(*arguments).worker(
+            Path("/p"), checkpoint_dtype="float32", max_position=9, sampling=PLAIN, chat_template=template
+        )
+        return worker.server.dialect
+
+    assert dialect() == Dialect(tools="qwen", thinks=True)
+    assert dialect(template=None) == Dialect()
+    assert dialect("--tool-parser", "none", "--reasoning-parser", "none") == Dialect()
+    assert dialect("--tool-parser", "llama3", "--reasoning-parser", "think", template="") == Dialect(
+        tools="llama3", thinks=True
+    )
+    assert "--tool-parser" in error_of("--tool-parser", "hermes")
+    assert "--reasoning-parser" in error_of("--reasoning-parser", "yes")
 
 
 def test_the_option_for_the_kernel_cache_goes_before_the_variable() -> None:

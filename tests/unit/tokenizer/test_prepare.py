@@ -8,7 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from minisgl.core.sampling import SamplingParams
+from minisgl.grammar import behind_prompt, json_object
 from minisgl.message import NewRequest, Rejected, TokenizeRequest
+from minisgl.tokenizer.chat_template import ChatTemplate
 from minisgl.tokenizer.prepare import prepare
 from minisgl.tokenizer.text import TextTokenizer
 
@@ -110,6 +112,78 @@ def test_messages_that_the_template_cannot_render(smol: TextTokenizer, llama: Te
     answer = rejected(ask(smol, messages=[{"role": "user", "content": [1]}]))
     assert answer.param == "messages" and "chat template" in answer.message
     assert "no chat template" in rejected(ask(llama, messages=[{"role": "user", "content": "hi"}])).message
+
+
+def test_the_other_answers_and_the_echo_reach_the_scheduler(smol: TextTokenizer) -> None:
+    request = accepted(ask(smol, text="Hello world", copies=3))
+    assert (request.copies, request.shown) == (3, 0)
+    request = accepted(ask(smol, text="Hello world", echo=True))
+    assert request.shown == len(request.token_ids) > 1
+    assert accepted(ask(smol, token_ids=[5, 6, 7], echo=True)).shown == 3
+
+
+USER = {"role": "user", "content": "hi <think>"}
+
+
+def chatting(tokenizer: TextTokenizer, template: str) -> TextTokenizer:
+    return TextTokenizer(tokenizer._backend, ChatTemplate(template, {}))
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n", "<think>\n\n", " <think> \n"])
+def test_a_thought_that_the_template_opens_belongs_to_the_answer(
+    qwen: TextTokenizer, smol: TextTokenizer, opening: str
+) -> None:
+    for tokenizer in (qwen, smol):  # in the vocabulary of one, the tag is a token
+        template = "{{ messages[0].content }}:\n{{ '" + opening.replace("\n", "\\n") + "' }}"
+        request = accepted(ask(chatting(tokenizer, template), messages=[USER], vocab_size=0))
+        shown = tokenizer.decode(request.token_ids[len(request.token_ids) - request.shown :])
+        assert shown.strip() == "<think>" and request.shown < 8
+        assert request.shown > 1 or tokenizer is qwen
+
+
+def test_a_grammar_learns_whether_the_thought_is_open(qwen: TextTokenizer) -> None:
+    def grammar(template: str) -> str:
+        params = SamplingParams(grammar=json_object(thinks=True))
+        asked = TokenizeRequest(uid=3, params=params, max_seq_len=64, messages=[USER])
+        return accepted(prepare(chatting(qwen, template), asked)).params.grammar
+
+    assert grammar("x<think>") == behind_prompt(json_object(thinks=True), opened=True)
+    assert grammar("x") == behind_prompt(json_object(thinks=True), opened=False)
+    plain = json_object()
+    assert behind_prompt(plain, opened=True) == behind_prompt(plain, opened=False) == plain
+
+
+@pytest.mark.parametrize("end", ["", "<think>\n\n</think>\n\n", "<think>a", "<thinking>", "think>"])
+def test_no_other_end_of_a_prompt_does(qwen: TextTokenizer, end: str) -> None:
+    template = "{{ messages[0].content }}: {{ '" + end.replace("\n", "\\n") + "' }}"
+    request = accepted(ask(chatting(qwen, template), messages=[USER], vocab_size=0))
+    assert request.shown == 0
+
+
+def test_thinking_that_is_switched_off_is_not_shown(qwen: TextTokenizer) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    for template in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        request = accepted(ask(qwen, messages=messages, template=template, limit=512, vocab_size=0))
+        assert request.shown == 0
+        closed = "<think>\n\n</think>\n\n" if template.get("enable_thinking") is False else ""
+        assert qwen.decode(request.token_ids).endswith("assistant\n" + closed)
+
+
+def test_tools_and_variables_reach_the_template(qwen: TextTokenizer) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    messages = [{"role": "user", "content": "hi"}]
+    request = accepted(ask(qwen, messages=messages, template={"tools": tools}, limit=512, vocab_size=0))
+    assert '{"name": "weather", "parameters": {"type": "object"}}' in qwen.decode(request.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("variable", "param"),
+    [("tools", "tools"), ("reasoning_effort", "reasoning_effort"), ("enable_thinking", "chat_template_kwargs")],
+)
+def test_what_the_template_does_not_know_is_refused(smol: TextTokenizer, variable: str, param: str) -> None:
+    answer = rejected(ask(smol, messages=[{"role": "user", "content": "hi"}], template={variable: "x"}))
+    assert answer.param == param
+    assert f"knows no {variable}" in answer.message
 
 
 class Counting(TextTokenizer):

@@ -187,3 +187,29 @@ def test_tokens_to_text_with_stop_strings(
 def test_without_stop_strings_nothing_is_held() -> None:
     assert push_all((), ["a", "b"]) == (["a", "b", ""], False)
     assert push_all(("",), ["a", "b"]) == (["a", "b", ""], False)
+
+
+@relaxed
+@given(
+    ids=st.lists(st.integers(0, 49151), max_size=60),
+    text=WIDE,
+    cuts=st.lists(st.integers(0, 1000), max_size=4),
+    shown=st.integers(0, 1000),
+)
+def test_tokens_before_an_answer_give_the_text_of_the_whole(
+    qwen: TextTokenizer, ids: list[int], text: str, cuts: list[int], shown: int
+) -> None:
+    ids = [*ids, *scattered(qwen, text, cuts)]
+    shown %= len(ids) + 1
+    stream = TextStream(qwen)
+    begun = stream.begin(ids[:shown])
+    assert qwen.decode(ids[:shown]).startswith(begun)
+    assert begun + "".join([*map(stream.push, ids[shown:]), stream.finish()]) == qwen.decode(ids)
+
+
+def test_a_prompt_that_is_no_text_is_read_in_time(qwen: TextTokenizer) -> None:
+    """Thousands of bytes that begin characters, none of which ends."""
+    byte = _byte_tokens(qwen)[0xF0]
+    stream = TextStream(qwen)
+    begun = stream.begin([byte] * 20_000)
+    assert len(begun + stream.finish()) == 20_000

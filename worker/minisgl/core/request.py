@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minisgl.core.batch import TokenScore
     from minisgl.core.sampling import SamplingParams
 
 
@@ -34,6 +35,8 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    GRAMMAR = "grammar"
+    """Its grammar takes too much work to follow, from some token on."""
 
 
 class IllegalMove(RuntimeError):
@@ -50,16 +53,20 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "asked",
         "bypassed",
         "cached_tokens",
         "computed",
         "end",
         "in_flight",
+        "matcher",
         "pages",
         "params",
         "prefix",
         "prompt_length",
+        "prompt_scores",
         "row",
+        "shown",
         "state",
         "stop_ids",
         "tokens",
@@ -75,6 +82,7 @@ class Request:
         max_tokens: int,
         stop_ids: frozenset[int],
         arrival: int,
+        shown: int = 0,
     ) -> None:
         self.uid = uid
         self.tokens = list(prompt)
@@ -87,6 +95,12 @@ class Request:
         """A generated token among these ends the request."""
         self.arrival = arrival
         """Its place in the order of arrival; the newest is retracted first."""
+        self.shown = shown
+        """How many of the prompt's last tokens the answer's text begins with."""
+        self.prompt_scores: list[TokenScore] = []
+        """Log-probabilities of the prompt's tokens but the first, as far as they are known, if asked for."""
+        self.asked = 0
+        """How many of them launched steps compute."""
         self.state = State.WAITING
         self.row = -1
         """Its row in the request table and on the device; -1 while it waits."""
@@ -98,6 +112,8 @@ class Request:
         self.in_flight = 0
         self.cached_tokens: int | None = None
         """Prompt tokens that the prefix cache spared at first admission; None before it."""
+        self.matcher: Any = None
+        """Its grammar's (`grammar.pool.Matcher`), which knows every token that the host knows; None: any text."""
         self.bypassed = 0
         """How many later requests were admitted while this one headed the queue and did not fit."""
 
@@ -105,6 +121,19 @@ class Request:
     def generated(self) -> int:
         """Tokens generated so far that the host knows."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def unasked(self) -> bool:
+        """Log-probabilities of tokens of the prompt are still to be computed."""
+        return self.params.prompt_logprobs and self.asked < self.prompt_length - 1
+
+    def reusable(self) -> list[int]:
+        """The tokens whose keys and values may come from the prefix cache.
+
+        The last token is always computed: its output is what the next token is sampled from. So is each token
+        whose output is asked for.
+        """
+        return self.tokens[: self.asked if self.unasked else -1]
 
     def move(self, state: State) -> None:
         """Enter `state`; raises `IllegalMove` when the present state does not lead there."""

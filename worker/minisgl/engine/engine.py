@@ -23,8 +23,8 @@ from minisgl.engine.graphs import DecodeGraphs
 from minisgl.engine.memory import count_pages, free_bytes
 from minisgl.engine.parallel_start import quick_switches, wake_libraries
 from minisgl.engine.prefill_graphs import PrefillGraphs, ReplayedStep
-from minisgl.engine.rows import Choice, Rows, StepInput
-from minisgl.engine.sampler import greedy, sample
+from minisgl.engine.rows import Rows, StepInput
+from minisgl.engine.scores import SLICE, Scored, Scoring, StepResult, score
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
 from minisgl.models.config import ModelConfig
@@ -89,6 +89,7 @@ class Engine:
                 num_rows=config.max_running_requests,
                 max_pages=-(-self.limits.max_seq_len // pool.page_size),
                 page_size=pool.page_size,
+                vocab_size=model.vocab_size,
                 device=device,
                 padding_page=num_pages,
             )
@@ -125,28 +126,29 @@ class Engine:
         self._stream.close()
         self._comm.close()
 
-    def _step(self, batch: Batch) -> Tensor:
-        """One step; int64 [S], as `Batch` orders the tokens."""
-        graphs, decodes = self._graphs, len(batch.decode_rows)
+    def _step(self, batch: Batch) -> StepResult:
+        """One step, left on the device."""
+        graphs, rows, decodes = self._graphs, self._rows, len(batch.decode_rows)
         if graphs is not None and not batch.prefill and decodes <= graphs.most:
-            graphs.prepare(decodes)
-            self._rows.update(batch)
-            return graphs.replay(decodes, self._rows.choice(batch.decode_rows))
+            shaped = rows.shaping.any(batch.decode_rows)
+            graphs.prepare(decodes, shaped=shaped)
+            rows.update(batch)
+            graphs.run(decodes)
+            question = rows.question(batch.decode_rows)
+            scoring = Scoring(question, graphs.logits(decodes)) if question else None
+            tokens = graphs.choose(decodes, rows.choice(batch.decode_rows), shaped=shaped)
+            return StepResult(tokens, scoring.finish(tokens) if scoring else None)
         step, hidden = self._run(batch)
+        prompt = self._score_prompts(batch, hidden)
         if step.sampled is not None:
             hidden = hidden.index_select(0, step.sampled)
         if not hidden.shape[0]:
-            return step.rows
+            return StepResult(step.rows, prompt=prompt)
         logits = self._model.logits(hidden)
-        if logits.is_cuda and logits.itemsize == 2:
-            return self._rows.draw(logits, step.rows, step.choice)
-        if step.choice is Choice.GREEDY:
-            tokens = greedy(logits)
-        else:
-            params = self._rows.sampling.at(step.rows)
-            tokens = sample(logits, params, ranked=step.choice is Choice.RANKED, largest_top_k=step.largest_top_k)
-        self._rows.commit(step.rows, tokens)
-        return tokens
+        question = rows.question(step.host_rows)
+        scoring = Scoring(question, logits) if question else None
+        tokens = rows.choose(logits, step.rows, step.host_rows)
+        return StepResult(tokens, scoring.finish(tokens) if scoring else None, prompt)
 
     def _run(self, batch: Batch) -> tuple[StepInput | ReplayedStep, Tensor]:
         """Update the rows and run the model: for which of them to sample, and the step's hidden states."""
@@ -158,6 +160,21 @@ class Engine:
         self._rows.update(batch)
         step = self._rows.lay_out(batch)
         return step, self._model(step.tokens, step.positions, self._attention.plan(step.metadata))
+
+    def _score_prompts(self, batch: Batch, hidden: Tensor) -> Scored | None:
+        """Log-probabilities of the targets of chunks. hidden [batch.num_tokens or more, hidden]."""
+        if not any(chunk.targets for chunk in batch.prefill):
+            return None
+        likely = [self._rows.scored.get(chunk.row, 0) if chunk.targets else 0 for chunk in batch.prefill]
+        asked, parts, start = [], [], len(batch.decode_rows)
+        for index, chunk in enumerate(batch.prefill):
+            targets = self._rows.upload(chunk.targets)
+            asked += [(index, likely[index])] * len(targets)
+            states = torch.split(hidden[start : start + len(targets)], SLICE)
+            for part, tokens in zip(states, torch.split(targets, SLICE), strict=True):
+                parts.append(score(self._model.logits(part), tokens, max(likely)))
+            start += len(chunk.tokens)
+        return Scored.joined(asked, parts)
 
     def _capture(self, most: int) -> None:
         """Graphs of up to `most` decode rows, and of short steps with chunks; the log says why there are none."""

@@ -4,6 +4,10 @@ A graph is captured for some numbers of rows; a batch is filled up to the next o
 graph reads the rows from `Rows.decode_rows` and all else from the request table, so a step of the same requests
 as before is one launch, and copies nothing from the host. A second, small graph follows it in batches in which
 some row draws from fewer than all tokens.
+
+Where logits are to be changed first, the tokens that the step has drawn are of no use: another small graph changes
+the logits and draws again, before the second one; a last one counts the tokens. Both are captured when the first
+such batch of a size comes.
 """
 
 from __future__ import annotations
@@ -37,8 +41,36 @@ THREAD_LOCAL = "thread_local"
 class _Captured(NamedTuple):
     step: torch.cuda.CUDAGraph
     filtered: torch.cuda.CUDAGraph
-    tokens: Tensor
-    """int64 [rows]: what both write."""
+    begun: Draw
+    """What the one leaves to the other; valid from the one to the end of the step."""
+
+
+class _Shaped(NamedTuple):
+    drawn: torch.cuda.CUDAGraph
+    """Between the two of `_Captured`."""
+    counted: torch.cuda.CUDAGraph
+    """After them."""
+
+
+class _Memory:
+    """A tensor's memory, for `torch.as_tensor` (CUDA Array Interface, version 3)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (tensor.nbytes,),
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+def borrowed(tensor: Tensor) -> Tensor:
+    """The same memory, contiguous, which this tensor does not keep: it belongs to a graph's pool, and other graphs
+    of the pool use it in their turn.
+    """
+    assert tensor.is_contiguous()
+    memory = torch.as_tensor(_Memory(tensor), device=tensor.device)
+    return memory.view(tensor.dtype).view(tensor.shape)
 
 
 class DecodeGraphs:
@@ -56,6 +88,7 @@ class DecodeGraphs:
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[int, _Captured] = {}
+        self._shaped: dict[int, _Shaped] = {}
         self._sizes: list[int] = []  # captured, ascending
         self._needed, others = captured_sizes(most)
         self.later = [*self._needed[::-1], *others]
@@ -67,22 +100,42 @@ class DecodeGraphs:
         """Capture one of the sizes left for `later`."""
         self._capture(self.later[0])
 
-    def prepare(self, count: int) -> None:
-        """Before `Rows.update` of a step of `count` rows: capture the size that it needs, if none yet does."""
+    def prepare(self, count: int, *, shaped: bool = False) -> None:
+        """Before `Rows.update` of a step of `count` rows: capture the size that it needs, if none yet does.
+
+        `shaped`: the logits of some of the rows are to be changed.
+        """
         size = self._needed[bisect_left(self._needed, count)]
         if size not in self._graphs:
             self._capture(size)
+        if shaped and self._size(count) not in self._shaped:
+            self._capture_shaped(self._size(count))
 
-    def replay(self, count: int, choice: Choice) -> Tensor:
-        """A step of the first `count` of `Rows.decode_rows`, of which `choice` is the most demanding.
+    def run(self, count: int) -> None:
+        """A step of the first `count` of `Rows.decode_rows`, up to their logits."""
+        self._graphs[self._size(count)].step.replay()
 
-        Returns their tokens int64 [count], committed already; the next replay overwrites them.
+    def logits(self, count: int) -> Tensor:
+        """[count, vocab], between `run` and `choose`."""
+        return self._graphs[self._size(count)].begun.logits[:count]
+
+    def choose(self, count: int, choice: Choice, *, shaped: bool) -> Tensor:
+        """The tokens of these rows, of which `choice` is the most demanding, int64 [count], committed.
+
+        The next `run` overwrites them. `shaped`: as in `prepare`, which must have been told.
         """
-        graphs = self._graphs[self._sizes[bisect_left(self._sizes, count)]]
-        graphs.step.replay()
+        size = self._size(count)
+        graphs = self._graphs[size]
+        if shaped:
+            self._shaped[size].drawn.replay()
         if choice > Choice.DRAWN:
             graphs.filtered.replay()
-        return graphs.tokens[:count]
+        if shaped:
+            self._shaped[size].counted.replay()
+        return graphs.begun.tokens[:count]
+
+    def _size(self, count: int) -> int:
+        return self._sizes[bisect_left(self._sizes, count)]
 
     def _capture(self, size: int) -> None:
         step, filtered = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -94,10 +147,30 @@ class DecodeGraphs:
                 begun = self._step(size)
             with torch.cuda.graph(filtered, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
                 self._rows.finish_draw(begun)
-        # The logits' memory goes back to the pool: nothing else runs between the two graphs that use it.
+            # The memory goes back to the pool: nothing else runs between the graphs of a step that use it.
+            tensors = {name: borrowed(tensor) for name, tensor in begun._asdict().items()}
+        # The tokens are read when the next step has been launched.
+        kept = begun._replace(**tensors | {"tokens": begun.tokens})
         self.later.remove(size)
-        self._graphs[size] = _Captured(step, filtered, begun.tokens)
+        self._graphs[size] = _Captured(step, filtered, kept)
         insort(self._sizes, size)
+
+    def _capture_shaped(self, size: int) -> None:
+        table, begun = self._rows, self._graphs[size].begun
+        drawn, counted = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            table.update(Batch())
+            self._shape(begun)  # compiles kernels
+            table.shaping.count(begun.rows, begun.tokens)
+            with torch.cuda.graph(drawn, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
+                self._shape(begun)
+            with torch.cuda.graph(counted, self._pool, self._stream, capture_error_mode=THREAD_LOCAL):
+                table.shaping.count(begun.rows, begun.tokens)
+        self._shaped[size] = _Shaped(drawn, counted)
+
+    def _shape(self, begun: Draw) -> None:
+        self._rows.shaping.change(begun.logits, begun.rows)
+        self._rows.begin_draw(begun.logits, begun.rows, begun)
 
     def _step(self, size: int) -> Draw:
         table = self._rows

@@ -18,7 +18,7 @@ from minisgl.attention.paged import PagedAttention
 from minisgl.attention.triton_backend import Numbers, cut_tiles
 from minisgl.core.batch import Batch
 from minisgl.engine.graphs import THREAD_LOCAL
-from minisgl.engine.rows import Choice, Rows
+from minisgl.engine.rows import Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
@@ -39,8 +39,7 @@ class ReplayedStep:
     sampled: Tensor
     """int64 [S], as is `rows`; overwritten by the next replay."""
     rows: Tensor
-    choice: Choice
-    largest_top_k: int
+    host_rows: list[int]
 
 
 class PrefillGraphs:
@@ -86,9 +85,7 @@ class PrefillGraphs:
         sampled_rows = self._send(batch, size)
         self._graphs[size].replay()
         sampled, rows = self._view(size)[SAMPLED, : len(sampled_rows)]
-        table = self._rows
-        step = ReplayedStep(sampled, rows, table.choice(sampled_rows), table.largest_top_k(sampled_rows))
-        return step, self._results[size]
+        return ReplayedStep(sampled, rows, sampled_rows), self._results[size]
 
     def _view(self, size: int) -> Tensor:
         return self._sent[: FIELDS * size].view(FIELDS, size)

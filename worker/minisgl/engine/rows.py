@@ -17,7 +17,9 @@ from torch import Tensor
 from minisgl.attention.base import Chunk, StepMetadata
 from minisgl.core.batch import Batch, Join, PageWrite
 from minisgl.core.sampling import SamplingParams
-from minisgl.engine.sampler import SamplingRows
+from minisgl.engine.sampler import SamplingRows, greedy, sample
+from minisgl.engine.scores import Question
+from minisgl.engine.shaping import Shaping
 from minisgl.kernel import kernels_for
 
 if TYPE_CHECKING:
@@ -56,15 +58,22 @@ class StepInput:
     """int64 [S]: the tokens, of T, whose successors are sampled. None: all of them."""
     rows: Tensor
     """int64 [S]: the row that each sampled token is for."""
-    choice: Choice
-    largest_top_k: int
+    host_rows: list[int]
+    """The same."""
 
 
 class Rows:
     """State of every row of the request table, as tensors on the device."""
 
     def __init__(
-        self, *, num_rows: int, max_pages: int, page_size: int, device: torch.device, padding_page: int = 0
+        self,
+        *,
+        num_rows: int,
+        max_pages: int,
+        page_size: int,
+        vocab_size: int,
+        device: torch.device,
+        padding_page: int = 0,
     ) -> None:
         """`max_pages`: of one request. One row more than `num_rows`, the last, fills up captured batches: it
         belongs to no request, and writes its keys and values to `padding_page`.
@@ -83,14 +92,18 @@ class Rows:
         values = 1 << 16 if device.type == "cuda" else 0
         self._counts = torch.zeros((num_rows, values), dtype=torch.int32, device=device)
         """What `finish_draw` counts: how often each value of 16 bits occurs in a row's logits. Zeros meanwhile."""
+        self.shaping = Shaping(num_rows, vocab_size, device, self.upload)
+        self.scored: dict[int, int] = {}
+        """Rows whose newest request asks for log-probabilities, and of how many of the most likely tokens."""
+        self._question: Question | None = None
         self._choices = [Choice.GREEDY] * num_rows
         self._top_ks = [0] * num_rows
         self._decode_list: list[int] = []
-        self.decode_rows = self._upload([num_rows - 1] * num_rows)
+        self.decode_rows = self.upload([num_rows - 1] * num_rows)
         """The rows of the newest batch that decodes, then the padding row: captured steps read them here."""
         self._decode_view = self.decode_rows[:0]
 
-    def _upload(
+    def upload(
         self, values: Sequence[int] | Sequence[Sequence[float]] | Tensor, dtype: torch.dtype = torch.int64
     ) -> Tensor:
         """The one way from the host to the device. Does not wait: torch keeps the pinned copy until it is read."""
@@ -105,10 +118,12 @@ class Rows:
             self._join(batch.joined)
         if batch.pages:
             self._write_pages(batch.pages)
+        if batch.masks:
+            self.shaping.write_masks(batch.masks)
         rows = batch.decode_rows
         if rows is not self._decode_list and rows != self._decode_list:
             padding = [self._padding_row] * (len(self.decode_rows) - len(rows))
-            self.decode_rows.copy_(self._upload(rows + padding))
+            self.decode_rows.copy_(self.upload(rows + padding))
             self._decode_view = self.decode_rows[: len(rows)]
         self._decode_list = rows
 
@@ -116,18 +131,42 @@ class Rows:
         """What choosing the tokens of `rows` takes."""
         return max((self._choices[row] for row in rows), default=Choice.GREEDY)
 
-    def largest_top_k(self, rows: list[int]) -> int:
-        return max((self._top_ks[row] for row in rows), default=0)
+    def question(self, rows: list[int]) -> Question | None:
+        """Which of `rows` ask for log-probabilities, None if none does. Uploaded when it has changed."""
+        if not self.scored or self.scored.keys().isdisjoint(rows):
+            return None
+        asked = [(place, self.scored[row]) for place, row in enumerate(rows) if row in self.scored]
+        if self._question is None or self._question.asked != asked:
+            self._question = Question(asked, self.upload([place for place, _ in asked]))
+        return self._question
 
     def lay_out(self, batch: Batch) -> StepInput:
         """The tokens of `batch`, after `update`. `lengths` are then those after the step."""
         decodes = self._decode_input()
         return self._with_chunks(batch, *decodes) if batch.prefill else self._step(batch, *decodes)
 
-    def commit(self, rows: Tensor, tokens: Tensor) -> None:
-        """`tokens`, int64 [S], have been sampled for `rows`."""
-        self.last_tokens.index_copy_(0, rows, tokens)
-        self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
+    def choose(self, logits: Tensor, rows: Tensor, host_rows: list[int]) -> Tensor:
+        """logits [S, vocab], which may change -> the next tokens of `rows`, int64 [S], committed."""
+        choice, shaped = self.choice(host_rows), self.shaping.any(host_rows)
+        if shaped:
+            self.shaping.change(logits, rows)
+        if logits.is_cuda and logits.itemsize == 2:
+            tokens = self.draw(logits, rows, choice)
+        else:
+            if choice is Choice.GREEDY:
+                tokens = greedy(logits)
+            else:
+                tokens = sample(
+                    logits,
+                    self.sampling.at(rows),
+                    ranked=choice is Choice.RANKED,
+                    largest_top_k=max(self._top_ks[row] for row in host_rows),
+                )
+            self.last_tokens.index_copy_(0, rows, tokens)
+            self.sampling.generated.index_add_(0, rows, torch.ones_like(rows))
+        if shaped:
+            self.shaping.count(rows, tokens)
+        return tokens
 
     def draw(self, logits: Tensor, rows: Tensor, choice: Choice) -> Tensor:
         """On CUDA, logits of 16 bits [S, vocab] -> the next tokens of `rows`, int64 [S], committed."""
@@ -136,9 +175,9 @@ class Rows:
             self.finish_draw(begun)
         return begun.tokens
 
-    def begin_draw(self, logits: Tensor, rows: Tensor) -> Draw:
-        """The tokens of rows that are greedy or draw from all tokens."""
-        begun: Draw = kernels_for(logits, "sample").draw(logits, rows, self.sampling, self.last_tokens)
+    def begin_draw(self, logits: Tensor, rows: Tensor, instead_of: Draw | None = None) -> Draw:
+        """The tokens of rows that are greedy or draw from all tokens. `instead_of`: as in `kernel.sample.draw`."""
+        begun: Draw = kernels_for(logits, "sample").draw(logits, rows, self.sampling, self.last_tokens, instead_of)
         return begun
 
     def finish_draw(self, begun: Draw) -> None:
@@ -149,16 +188,20 @@ class Rows:
         for join in joins:
             self._choices[join.row] = Choice.of(join.params)
             self._top_ks[join.row] = join.params.top_k
-        rows = self._upload([join.row for join in joins])
+            self.scored.pop(join.row, None)
+            if join.params.logprobs is not None:
+                self.scored[join.row] = join.params.logprobs
+        rows = self.upload([join.row for join in joins])
         shape = [[join.params.temperature, join.params.top_p, join.params.min_p] for join in joins]
         counts = [[join.params.top_k, join.params.seed or 0, join.generated] for join in joins]
-        self.sampling.write(rows, self._upload(shape, torch.float32), self._upload(counts))
+        self.sampling.write(rows, self.upload(shape, torch.float32), self.upload(counts))
+        self.shaping.join(joins)
 
     def _write_pages(self, writes: list[PageWrite]) -> None:
         width = self.block_table.shape[1]
         places = [w.row * width + w.first + i for w in writes for i in range(len(w.pages))]
         pages = [page for w in writes for page in w.pages]
-        uploaded = self._upload([places, pages])
+        uploaded = self.upload([places, pages])
         self.block_table.view(-1).index_copy_(0, uploaded[0], uploaded[1].to(torch.int32))
 
     # ---- the step's input ----
@@ -178,8 +221,7 @@ class Rows:
             metadata=self._metadata(batch, rows, positions, rows, positions),
             sampled=None,
             rows=rows,
-            choice=self.choice(batch.decode_rows),
-            largest_top_k=self.largest_top_k(batch.decode_rows),
+            host_rows=batch.decode_rows,
         )
 
     def _with_chunks(self, batch: Batch, rows: Tensor, tokens: Tensor, positions: Tensor) -> StepInput:
@@ -192,24 +234,23 @@ class Rows:
                 sampled.append(ends - 1)
                 sampled_rows.append(chunk.row)
         spans = [(chunk.start, chunk.start + len(chunk.tokens)) for chunk in chunks]
-        chunk_rows, chunk_ends = self._upload([[chunk.row for chunk in chunks], [end for _, end in spans]])
+        chunk_rows, chunk_ends = self.upload([[chunk.row for chunk in chunks], [end for _, end in spans]])
         self.lengths.index_copy_(0, chunk_rows, chunk_ends)
         of_chunks = torch.empty((3, ends - len(rows)), dtype=torch.int64)
         torch.cat([torch.full((len(chunk.tokens),), chunk.row) for chunk in chunks], out=of_chunks[0])
         torch.cat([torch.arange(*span) for span in spans], out=of_chunks[1])
         tokens_of_chunks = [np.array(chunk.tokens) for chunk in chunks]  # seven times as fast as torch.tensor
         of_chunks[2] = torch.from_numpy(np.concatenate(tokens_of_chunks))
-        more_rows, more_positions, more_tokens = self._upload(of_chunks)
+        more_rows, more_positions, more_tokens = self.upload(of_chunks)
         all_rows, all_positions = torch.cat((rows, more_rows)), torch.cat((positions, more_positions))
-        places, token_rows = self._upload([sampled, sampled_rows])
+        places, token_rows = self.upload([sampled, sampled_rows])
         return StepInput(
             tokens=torch.cat((tokens, more_tokens)),
             positions=all_positions,
             metadata=self._metadata(batch, all_rows, all_positions, rows, positions),
             sampled=places,
             rows=token_rows,
-            choice=self.choice(sampled_rows),
-            largest_top_k=self.largest_top_k(sampled_rows),
+            host_rows=sampled_rows,
         )
 
     def _metadata(

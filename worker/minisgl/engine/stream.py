@@ -7,17 +7,19 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 import torch
-from torch import Tensor
+
+from minisgl.core.batch import StepScores
+from minisgl.engine.scores import StepResult
 
 
 class StreamStep:
     """A launched step: `minisgl.core.batch.PendingStep`."""
 
-    __slots__ = ("_done", "_error", "_tokens")
+    __slots__ = ("_done", "_error", "_result")
 
     def __init__(self) -> None:
         self._done = threading.Event()
-        self._tokens: list[int] = []
+        self._result: StepResult
         self._error: BaseException | None = None
 
     def tokens(self) -> list[int]:
@@ -25,12 +27,16 @@ class StreamStep:
         self._done.wait()
         if self._error is not None:
             raise self._error
-        return self._tokens
+        return self._result.tokens.tolist()
 
-    def run(self, step: Callable[[], Tensor]) -> BaseException | None:
-        """Run `step` on the calling thread, and keep its tokens; returns what it raised."""
+    def scores(self) -> StepScores | None:
+        """After `tokens`: the log-probabilities that the step was asked for."""
+        return self._result.scores()
+
+    def run(self, step: Callable[[], StepResult]) -> BaseException | None:
+        """Run `step` on the calling thread, and keep its result; returns what it raised."""
         try:
-            self._tokens = step().tolist()
+            self._result = step()
         except BaseException as error:
             self._error = error
         self._done.set()
@@ -47,13 +53,13 @@ class Stream:
 
     def __init__(self, num_threads: int) -> None:
         """`num_threads`: of the operators that run on it."""
-        self._queue: SimpleQueue[tuple[StreamStep, Callable[[], Tensor]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[StreamStep, Callable[[], StepResult]] | None] = SimpleQueue()
         self._num_threads = num_threads
         self._thread = threading.Thread(target=self._run, name="engine-stream", daemon=True)
         self._thread.start()
 
-    def launch(self, step: Callable[[], Tensor]) -> StreamStep:
-        """Run `step`, which returns int64 [S], after those launched before, in inference mode.
+    def launch(self, step: Callable[[], StepResult]) -> StreamStep:
+        """Run `step` after those launched before, in inference mode.
 
         After a step that raised, the state that steps share is undefined: later ones raise the same at once.
         """

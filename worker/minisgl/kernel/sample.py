@@ -54,29 +54,39 @@ class Draw(NamedTuple):
     """float32 [S]: the least logit of those tokens. Infinite in rows that draw from all tokens, or are greedy."""
 
 
-def draw(logits: Tensor, rows: Tensor, params: Params, last_tokens: Tensor) -> Draw:
+def draw(
+    logits: Tensor, rows: Tensor, params: Params, last_tokens: Tensor, instead_of: Draw | None = None
+) -> Draw:
     """logits [S, vocab] of `rows`, int64 [S]: chooses the tokens of rows that are greedy or draw from all tokens.
 
     The other rows' tokens are undefined until `draw_filtered`. Writes the tokens to `last_tokens` of the rows, and
     adds one to their `generated`. Reads the logits once.
+
+    `instead_of`: a draw for the same rows, not filtered yet, which this one overwrites and undoes.
     """
     count, vocab = logits.shape
     groups = triton.cdiv(vocab, GROUP)
     width = max(triton.next_power_of_2(groups), GROUPS)
+    begun = instead_of or _undrawn(logits, rows, width)
+    _scan[(count, triton.cdiv(groups, GROUPS))](
+        logits, rows, params[0], begun.most, begun.weight, vocab, width, GROUPS, GROUP, early(),
+        num_warps=2 * GROUPS, launch_pdl=early(),
+    )  # fmt: skip
+    _pick[(count,)](
+        *begun, *params, last_tokens, vocab, groups, width, GROUP, NEGLIGIBLE, False, instead_of is not None,
+        early(), num_warps=8, launch_pdl=early(),
+    )  # fmt: skip
+    return begun
+
+
+def _undrawn(logits: Tensor, rows: Tensor, width: int) -> Draw:
+    """Nothing is drawn yet; `width` is of `most` and `weight`."""
+    count = len(rows)
     most, weight = torch.empty((2, count, width), dtype=torch.float32, device=logits.device)
     # Each of its own: Triton compiles kernels anew for tensors that begin at odd addresses.
     of_rows = (torch.empty(count, dtype=torch.float32, device=logits.device) for _ in range(4))
     tokens = torch.empty(count, dtype=torch.int64, device=logits.device)
-    begun = Draw(tokens, logits, rows, most, weight, *of_rows)
-    _scan[(count, triton.cdiv(groups, GROUPS))](
-        logits, rows, params[0], most, weight, vocab, width, GROUPS, GROUP, early(), num_warps=2 * GROUPS,
-        launch_pdl=early(),
-    )  # fmt: skip
-    _pick[(count,)](
-        *begun, *params, last_tokens, vocab, groups, width, GROUP, NEGLIGIBLE, False, early(), num_warps=8,
-        launch_pdl=early(),
-    )  # fmt: skip
-    return begun
+    return Draw(tokens, logits, rows, most, weight, *of_rows)
 
 
 def draw_filtered(begun: Draw, params: Params, last_tokens: Tensor, counts: Tensor) -> None:
@@ -102,7 +112,7 @@ def draw_filtered(begun: Draw, params: Params, last_tokens: Tensor, counts: Tens
         width, GROUPS, GROUP, early(), num_warps=2 * GROUPS, launch_pdl=early(),
     )  # fmt: skip
     _pick[(count,)](
-        *begun, *params, last_tokens, vocab, groups, width, GROUP, NEGLIGIBLE, True, early(), num_warps=8,
+        *begun, *params, last_tokens, vocab, groups, width, GROUP, NEGLIGIBLE, True, False, early(), num_warps=8,
         launch_pdl=early(),
     )  # fmt: skip
 
@@ -223,11 +233,12 @@ def _weigh(
 def _pick(
     tokens, logits, rows, most, weight, peak, total, floor, least, temperature, top_p, min_p, top_k, seed,
     generated, last_tokens, vocab, groups, width: tl.constexpr, group: tl.constexpr, negligible: tl.constexpr,
-    filtered: tl.constexpr, early: tl.constexpr,
+    filtered: tl.constexpr, again: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """The largest logit, or the one at which the cumulated weight passes a draw: its group, then its place there.
 
     Of the filtered rows; or of the others, and for the filtered ones what the kernels between the two need.
+    `again`: the token that was drawn before does not count.
     """
     begin(early)
     index = tl.program_id(0).to(tl.int64)
@@ -245,6 +256,8 @@ def _pick(
     is_filtered = is_ranked | (is_drawn & (m > 0))
     if is_filtered == filtered:
         count = tl.load(generated + row)
+        if again:
+            count -= 1
         target = _uniform(tl.load(seed + row), count) * tl.sum(share)
         place = tl.min(tl.where(each == largest, part, width))
         if is_drawn:

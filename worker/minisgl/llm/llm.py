@@ -14,12 +14,15 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import msgspec
 import torch
 import zmq
 
+from minisgl.core.batch import TokenScore
 from minisgl.core.config import (
     Addresses,
     CacheType,
@@ -34,7 +37,10 @@ from minisgl.core.config import (
 )
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
-from minisgl.message import Abort, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
+from minisgl.engine.shaping import MOST_BIASES
+from minisgl.grammar.checker import GrammarChecker
+from minisgl.grammar.pool import MatcherPool, load_compiler
+from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.scheduler.io import Broadcaster
 from minisgl.scheduler.loop import normal_loop, overlap_loop
@@ -58,9 +64,13 @@ class Completion:
     text: str
     """Without the token or string that ended it."""
     finish_reason: str
-    """``"stop"`` or ``"length"``."""
+    """``"stop"`` or ``"length"``; ``"grammar"`` if `SamplingParams.grammar` took too much work to follow."""
     cached_tokens: int
     """Prompt tokens whose keys and values were in the prefix cache."""
+    logprobs: list[TokenScore] | None
+    """Of each of `token_ids`. None: not asked for."""
+    prompt_logprobs: list[TokenScore] | None
+    """Of each token of the prompt but the first. None: not asked for."""
 
 
 class LLM:
@@ -138,7 +148,11 @@ class LLM:
             self._stop_ranks()
             raise
         self.limits = self._engine.limits
-        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids)
+        self._checker = GrammarChecker(str(path))
+        self._built: SimpleQueue[int] = SimpleQueue()
+        load = partial(load_compiler, str(path), self.limits.vocab_size, config.eos_ids)
+        matchers = MatcherPool(load, self._built.put)
+        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, matchers)
         self._loop = overlap_loop if overlap else normal_loop
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
@@ -192,11 +206,34 @@ class LLM:
             )
             if isinstance(request, Rejected):
                 raise ValueError(f"prompt {index}: {request.message}")
-            requests.append(request)
+            self._check(index, one)
+            if refusal := one.grammar and self._checker.check(one.grammar):
+                raise ValueError(f"prompt {index}: grammar cannot be followed: {refusal}")
+            # The whole prompt's log-probabilities are wanted; its text is not, see `_Endpoint.send`.
+            shown = len(request.token_ids) if one.prompt_logprobs else 0
+            requests.append(msgspec.structs.replace(request, shown=shown))
         self._next_uid += len(requests)
-        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer))
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built)
         self._loop(self._scheduler, self._engine, endpoint)
         return [endpoint.completion(request) for request in requests]
+
+    def _check(self, index: int, params: SamplingParams) -> None:
+        """What the server checks before a request gets as far as `prepare`."""
+        ids = [token for token, _ in params.logit_bias]
+        if len(ids) > MOST_BIASES:
+            raise ValueError(f"prompt {index}: logit_bias has {len(ids)} tokens; allowed: at most {MOST_BIASES}")
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"prompt {index}: logit_bias names a token twice")
+        wrong = next((token for token in ids if not 0 <= token < self.limits.vocab_size), None)
+        if wrong is not None:
+            raise ValueError(
+                f"prompt {index}: logit_bias: token id {wrong} is outside the vocabulary: "
+                f"ids are 0 to {self.limits.vocab_size - 1}"
+            )
+        if params.repetition_penalty <= 0:
+            raise ValueError(f"prompt {index}: repetition_penalty {params.repetition_penalty:g}: must be above 0")
+        if params.prompt_logprobs and params.logprobs is None:
+            raise ValueError(f"prompt {index}: prompt_logprobs needs logprobs")
 
     @property
     def stats(self) -> SchedulerStats:
@@ -207,6 +244,7 @@ class LLM:
         """Free the engine and end the other ranks."""
         self._broadcaster.send(Round(messages=[], stop=True))
         self._engine.close()
+        self._checker.close()
         self._stop_ranks()
         self._context.destroy(linger=0)
 
@@ -231,16 +269,30 @@ class LLM:
 class _Endpoint:
     """Gives the loop one batch of requests, and says stop when the last has finished."""
 
-    def __init__(self, requests: list[NewRequest], broadcaster: Broadcaster, detokenizer: Detokenizer) -> None:
-        self._arriving: list[NewRequest | Abort] = list(requests)
+    def __init__(
+        self,
+        requests: list[NewRequest],
+        broadcaster: Broadcaster,
+        detokenizer: Detokenizer,
+        built: SimpleQueue[int],
+    ) -> None:
+        """`built` gives the id of each request with a grammar, when that is read."""
+        self._arriving: list[NewRequest | Abort | GrammarBuilt] = list(requests)
+        self._built = built
+        self._unbuilt = sum(bool(request.params.grammar) for request in requests)
         self._broadcaster = broadcaster
         self._detokenizer = detokenizer
         self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
         self._texts: dict[int, list[str]] = {request.uid: [] for request in requests}
         self._reasons: dict[int, str] = {}
         self._cached: dict[int, int] = {}
+        self._scores: dict[int, list[TokenScore]] = {request.uid: [] for request in requests}
+        self._prompt_scores: dict[int, list[TokenScore] | None] = {}
 
     def receive(self, *, block: bool) -> Round:
+        while self._unbuilt and (not self._built.empty() or (block and not self._arriving)):
+            self._arriving.append(GrammarBuilt(uid=self._built.get()))
+            self._unbuilt -= 1
         if block and not self._arriving:
             return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
         arrived = Round(messages=self._arriving)
@@ -252,9 +304,15 @@ class _Endpoint:
         output = scheduler.take_output()
         if output is None:
             return
-        for uid, token in zip(output.uids, output.tokens, strict=True):
+        scores = dict(zip(output.scored, output.scores, strict=True))
+        for place, (uid, token) in enumerate(zip(output.uids, output.tokens, strict=True)):
             if uid not in self._reasons:
                 self._tokens[uid].append(token)
+                if place in scores:
+                    self._scores[uid].append(scores[place])
+        self._prompt_scores |= {opened.uid: opened.prompt_scores for opened in output.opened}
+        unshown = [msgspec.structs.replace(opened, shown=[], prompt_scores=None) for opened in output.opened]
+        output = msgspec.structs.replace(output, opened=unshown, scored=[], scores=[])
         text, stopped = self._detokenizer.feed(output)
         for uid, piece, cached, reason in zip(
             text.uids, text.texts, text.cached_tokens, text.finish_reasons, strict=True
@@ -272,4 +330,6 @@ class _Endpoint:
             text="".join(self._texts[request.uid]),
             finish_reason=self._reasons[request.uid],
             cached_tokens=self._cached[request.uid],
+            logprobs=None if request.params.logprobs is None else self._scores[request.uid],
+            prompt_logprobs=self._prompt_scores[request.uid],
         )

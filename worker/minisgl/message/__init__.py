@@ -4,6 +4,8 @@ from minisgl.message.codec import Decoder, encode
 from minisgl.message.types import (
     Abort,
     FromWorkers,
+    GrammarBuilt,
+    GrammarChecked,
     Heartbeat,
     NewRequest,
     Rejected,
@@ -31,6 +33,8 @@ __all__ = [
     "Abort",
     "Decoder",
     "FromWorkers",
+    "GrammarBuilt",
+    "GrammarChecked",
     "Heartbeat",
     "NewRequest",
     "Rejected",

@@ -96,10 +96,24 @@ class Watch(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     seconds: float
 
 
+class GrammarChecked(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A tokenizer's thread tells its loop: the grammar of the request was tried."""
+
+    uid: int
+    refusal: str
+    """Why no answer can follow it; empty if one can."""
+
+
+class GrammarBuilt(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A thread of rank 0 tells every rank: the request can be scheduled, its first mask is known."""
+
+    uid: int
+
+
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What rank 0 read before a step. Every rank handles the same rounds in the same order."""
 
-    messages: list[NewRequest | Abort]
+    messages: list[NewRequest | Abort | GrammarBuilt]
     stop: bool = False
     """The last round: leave the loop."""
 
@@ -260,6 +274,6 @@ class Timeline(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     steps: list[StepRecord] = []
 
 
-ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort
-ToScheduler = NewRequest | Abort | Watch
+ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort | GrammarChecked
+ToScheduler = NewRequest | Abort | GrammarBuilt | Watch
 FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats | Timeline

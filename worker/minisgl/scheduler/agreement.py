@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from minisgl.core.batch import Batch
+from minisgl.core.batch import Batch, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
+from minisgl.grammar.pool import MatcherPool
 from minisgl.message import StepDigest
 from minisgl.scheduler.scheduler import Scheduler, Step
 
@@ -34,12 +35,13 @@ class ComparedScheduler(Scheduler):
         config: SchedulerConfig,
         limits: EngineLimits,
         eos_ids: Iterable[int],
+        matchers: MatcherPool | None = None,
         *,
         rank: int,
         exchange: Callable[[StepDigest], StepDigest],
     ) -> None:
         """`exchange` is given this rank's digest and returns rank 0's."""
-        super().__init__(config, limits, eos_ids)
+        super().__init__(config, limits, eos_ids, matchers)
         self._rank = rank
         self._exchange = exchange
         self._tokens: list[list[int]] = []
@@ -58,9 +60,9 @@ class ComparedScheduler(Scheduler):
             raise RanksDiffer(f"rank {self._rank} differs from rank 0 at step {reference.step}: {different}")
         return step
 
-    def complete(self, step: Step, tokens: list[int]) -> None:
+    def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         self._tokens.append(tokens)
-        super().complete(step, tokens)
+        super().complete(step, tokens, scores)
 
 
 def _digest(part: Any) -> bytes:

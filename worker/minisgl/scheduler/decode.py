@@ -13,6 +13,10 @@ class DecodeManager:
     def __init__(self) -> None:
         self._running: dict[Request, None] = {}
         self._rows: list[int] = []
+        self.grammars = 0
+        """How many of them have a grammar."""
+        self._held = False
+        """In the last step, those that could decode waited."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -22,13 +26,29 @@ class DecodeManager:
 
     def add(self, request: Request) -> None:
         self._running[request] = None
+        self.grammars += request.matcher is not None
 
     def remove(self, request: Request) -> None:
         del self._running[request]
+        self.grammars -= request.matcher is not None
 
     def unfinished(self) -> list[Request]:
         """Those that want a further token even if none of the launched steps ends them."""
         return [r for r in self._running if len(r.tokens) + r.in_flight < r.end]
+
+    def ready(self) -> list[Request]:
+        """The unfinished ones that can decode in the next step.
+
+        One with a grammar can't while its last token is not known: what may follow depends on it. If all have a
+        grammar, those that can decode wait for the others, but not twice in a row: so they go on in one step, not
+        in turns.
+        """
+        unfinished = self.unfinished()
+        if not self.grammars:
+            return unfinished
+        ready = [r for r in unfinished if not (r.in_flight and r.matcher)]
+        self._held = not self._held and 0 < len(ready) < len(unfinished) and all(r.matcher for r in ready)
+        return [] if self._held else ready
 
     def rows(self, requests: list[Request]) -> list[int]:
         """Their rows; the very list of the last call when nobody joined or left, so that it is uploaded once."""

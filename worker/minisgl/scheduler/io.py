@@ -12,6 +12,7 @@ import zmq
 from minisgl.core.config import Addresses, EngineLimits
 from minisgl.message import (
     Decoder,
+    GrammarBuilt,
     Heartbeat,
     Round,
     SchedulerReady,
@@ -69,6 +70,9 @@ class RankZeroEndpoint:
     def __init__(self, addresses: Addresses, tp_size: int, process: str, recorder: Recorder | None = None) -> None:
         context: zmq.Context[Any] = zmq.Context.instance()
         self._inbox = pull_socket(context, addresses.scheduler)
+        self._to_itself = push_socket(context, addresses.scheduler)
+        self._lock = threading.Lock()
+        """For the socket that other threads send on."""
         self._broadcaster = Broadcaster(context, addresses, tp_size)
         self._detokenizer = push_socket(context, addresses.detokenizer)
         self._api = push_socket(context, addresses.api)
@@ -82,6 +86,11 @@ class RankZeroEndpoint:
     def announce(self, limits: EngineLimits, phases: dict[str, float]) -> None:
         """Requests may come from now on."""
         self._api.send(encode(SchedulerReady(limits=limits, phases=phases)))
+
+    def grammar_built(self, uid: int) -> None:
+        """For the threads that read grammars: tell the loop as others do, so that all ranks hear of it at once."""
+        with self._lock:
+            self._to_itself.send(encode(GrammarBuilt(uid=uid)))
 
     def receive(self, *, block: bool) -> Round:
         arrived = Round(messages=[])
@@ -127,6 +136,9 @@ class RankEndpoint:
         self._heart = Heart(context, addresses, process)
         self._decode: Decoder[Round] = Decoder(Round)
         self._decode_digest: Decoder[StepDigest] = Decoder(StepDigest)
+
+    def grammar_built(self, uid: int) -> None:
+        """Rank 0 says when its own threads are ready; this rank waits for its own then, if it must."""
 
     def receive(self, *, block: bool) -> Round:  # noqa: ARG002  rank 0 sends a round a step, whether or not it had to wait
         arrived = self._decode(self._inbox.recv())

@@ -30,7 +30,8 @@ def normal_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) ->
             scheduler.handle(message)
         step = scheduler.schedule()
         if step is not None:
-            scheduler.complete(step, executor.launch(step.batch).tokens())
+            pending = executor.launch(step.batch)
+            scheduler.complete(step, pending.tokens(), pending.scores())
         endpoint.send(scheduler)
         if arrived.stop:
             return
@@ -50,10 +51,10 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
         for message in arrived.messages:
             scheduler.handle(message)
         step = scheduler.schedule()
-        pending = (step, executor.launch(step.batch)) if step is not None else None
+        launched = (step, executor.launch(step.batch)) if step is not None else None
         if last is not None:
-            scheduler.complete(last[0], last[1].tokens())
-        last = pending
+            scheduler.complete(last[0], last[1].tokens(), last[1].scores())
+        last = launched
         endpoint.send(scheduler)
         if arrived.stop and last is None:
             return

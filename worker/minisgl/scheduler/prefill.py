@@ -22,9 +22,16 @@ class PrefillManager:
     def __init__(self, cache: CacheManager, chunk_budget: int) -> None:
         self._cache = cache
         self._chunk_budget = chunk_budget
+        self.unbuilt: dict[int, Request] = {}
+        """By id, those whose grammar is still being read: they do not queue yet."""
         self.waiting: deque[Request] = deque()
         self.partial: Request | None = None
         """Admitted, with part of its prompt still to read; always served before anyone else is admitted."""
+
+    @property
+    def queued(self) -> int:
+        """Requests that hold nothing yet."""
+        return len(self.waiting) + len(self.unbuilt)
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
@@ -33,11 +40,15 @@ class PrefillManager:
         """A retracted request goes to the front."""
         self.waiting.appendleft(request)
 
+    def add_first(self, requests: list[Request]) -> None:
+        """To the front, in this order."""
+        self.waiting.extendleft(reversed(requests))
+
     def remove(self, request: Request) -> None:
         """Forget a waiting or partly read request."""
         if self.partial is request:
             self.partial = None
-        else:
+        elif self.unbuilt.pop(request.uid, None) is None:
             self.waiting.remove(request)
 
     def budget(self, decodes: int) -> int:
@@ -70,7 +81,7 @@ class PrefillManager:
 
     def _fits(self, request: Request, running: int) -> bool:
         page_size = self._cache.page_size
-        cached, evictable = self._cache.lookup(request.tokens[:-1])
+        cached, evictable = self._cache.lookup(request.reusable())
         needed = -(-len(request.tokens) // page_size) - cached
         margin = running * -(-MARGIN_TOKENS // page_size)
         return needed + margin <= self._cache.available - evictable

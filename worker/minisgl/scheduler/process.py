@@ -8,10 +8,12 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minisgl.core.config import SchedulerProcessConfig
+from minisgl.grammar.pool import MatcherPool, load_compiler
 from minisgl.models.config import ModelConfig
 from minisgl.scheduler.agreement import ComparedScheduler
 from minisgl.scheduler.io import RankEndpoint, RankZeroEndpoint
@@ -57,7 +59,8 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
         endpoint.announce(limits, phases)
     else:
         endpoint = RankEndpoint(config.addresses, rank, process)
-    rules = config.scheduler, limits, model.eos_ids
+    load = partial(load_compiler, config.engine.model_path, limits.vocab_size, model.eos_ids)
+    rules = config.scheduler, limits, model.eos_ids, MatcherPool(load, endpoint.grammar_built)
     options: dict[str, Any] = {}
     if config.scheduler.check_ranks:
         options |= {"rank": rank, "exchange": endpoint.exchange}

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import Any
 
+from minisgl.core.batch import StepScores
 from minisgl.message import StepRecord, Timeline
 from minisgl.scheduler.agreement import ComparedScheduler
 from minisgl.scheduler.scheduler import Scheduler, Step
@@ -93,9 +94,9 @@ class RecordedScheduler(Scheduler):
             self._recorder.launched(step, -1 if partial is None else partial.uid)
         return step
 
-    def complete(self, step: Step, tokens: list[int]) -> None:
+    def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         self._recorder.completed()
-        super().complete(step, tokens)
+        super().complete(step, tokens, scores)
 
 
 class RecordedComparedScheduler(RecordedScheduler, ComparedScheduler):

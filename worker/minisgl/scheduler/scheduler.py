@@ -10,14 +10,18 @@ handed to the next request while a launched step still uses them: whatever the n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from minisgl.core.batch import Batch, Join, PageWrite, PrefillChunk
+import msgspec
+
+from minisgl.core.batch import Batch, Join, MaskWrite, PageWrite, PrefillChunk, StepScores
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.request import FinishReason, Request, State
+from minisgl.grammar.pool import MatcherPool
 from minisgl.kvcache.manager import CacheManager
-from minisgl.message import Abort, NewRequest, SchedulerStats, StepTokens
+from minisgl.message import Abort, GrammarBuilt, NewRequest, SchedulerStats, StepTokens
 from minisgl.message.types import Opened
+from minisgl.scheduler.copies import CopyManager
 from minisgl.scheduler.decode import DecodeManager
 from minisgl.scheduler.prefill import PrefillManager
 from minisgl.scheduler.table import TableManager
@@ -29,20 +33,36 @@ class Step:
 
     batch: Batch
     requests: list[Request]
+    scored: list[tuple[int, Request]] = field(default_factory=list)
+    """Places of the chunks that have `targets`, and whose they are."""
+
+
+SEEDS = 1 << 63
 
 
 class Scheduler:
     """One rank's scheduler. The caller alternates `handle`, `schedule`, launching, and `complete`."""
 
-    def __init__(self, config: SchedulerConfig, limits: EngineLimits, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        limits: EngineLimits,
+        eos_ids: Iterable[int],
+        matchers: MatcherPool | None = None,
+    ) -> None:
+        """`matchers` are for requests with a grammar. Of each, the caller hands in a `GrammarBuilt`."""
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
+        self._matchers = matchers
         self.cache = CacheManager(num_pages=limits.num_pages, page_size=limits.page_size, cache=config.cache)
         self.table = TableManager(limits.max_running_requests)
         self.prefill = PrefillManager(self.cache, config.prefill_budget)
         self.decode = DecodeManager()
+        self.copies = CopyManager()
         self.requests: dict[int, Request] = {}
         """Every unfinished request by its id."""
+        self._advanced: list[Request] = []
+        """Those whose next mask has not been asked for yet."""
         self._arrivals = 0
         self._rewrites: dict[Request, int] = {}
         """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
@@ -53,9 +73,10 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests)
+        """There is more to do than to wait for messages."""
+        return bool(self.prefill.waiting or self.prefill.partial or len(self.decode))
 
-    def handle(self, message: NewRequest | Abort) -> None:
+    def handle(self, message: NewRequest | Abort | GrammarBuilt) -> None:
         """Take a request into the queue, or forget one in whatever state it is."""
         match message:
             case NewRequest():
@@ -64,39 +85,70 @@ class Scheduler:
                 request = self.requests.get(message.uid)
                 if request is not None:
                     self._finish(request, FinishReason.ABORT)
+            case GrammarBuilt():
+                request = self.prefill.unbuilt.pop(message.uid, None)
+                if request is not None:
+                    self.prefill.add(request)
+                    self._advanced.append(request)
 
     def _add(self, message: NewRequest) -> None:
-        params = message.params
         room = self._limits.max_seq_len - len(message.token_ids)
-        max_tokens = room if params.max_tokens is None else params.max_tokens
+        max_tokens = room if message.params.max_tokens is None else message.params.max_tokens
+        requests = [self._create(message, max_tokens, index) for index in range(message.copies)]
+        self.copies.hold(requests[0], requests[1:])
+        if message.params.grammar:
+            self._await_matchers(requests)
+        else:
+            self.prefill.add(requests[0])
+        if not message.token_ids or not 1 <= max_tokens <= room:
+            # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
+            for request in requests:
+                self._finish(request, FinishReason.ABORT)
+
+    def _create(self, message: NewRequest, max_tokens: int, index: int) -> Request:
+        """Answer `index` of those wanted."""
+        params = message.params
+        if index and params.seed is not None:
+            params = msgspec.structs.replace(params, seed=(params.seed + index) % SEEDS)
         request = Request(
-            uid=message.uid,
+            uid=message.uid + index,
             prompt=message.token_ids,
             params=params,
             max_tokens=max_tokens,
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_ids),
+            # A grammar that is complete leaves no other way to go on.
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos and not params.grammar else self._eos_ids),
             arrival=self._arrivals,
+            shown=message.shown,
         )
         self._arrivals += 1
         self.requests[request.uid] = request
-        self.prefill.add(request)
-        if not message.token_ids or not 1 <= max_tokens <= room:
-            # The tokenizer refuses these with a reason. One that came all the same must not stop the others.
-            self._finish(request, FinishReason.ABORT)
+        return request
+
+    def _await_matchers(self, requests: list[Request]) -> None:
+        """The first of an answer's copies queues when its `GrammarBuilt` comes, which is for all of them."""
+        if self._matchers is None:
+            raise RuntimeError("a scheduler without matchers was sent a grammar")
+        first, params = requests[0], requests[0].params
+        matchers = self._matchers.start(first.uid, params.grammar, params.stop_token_ids, copies=len(requests))
+        for request, matcher in zip(requests, matchers, strict=True):
+            request.matcher = matcher
+        self.prefill.unbuilt[first.uid] = first
 
     # ---- a step ----
 
     def schedule(self) -> Step | None:
         """The next step, or None when there is nothing to compute before more tokens or messages come."""
+        if self._advanced:
+            self._end_failed()
         batch = Batch()
-        for request, first in self._rewrites.items():
-            batch.pages.append(PageWrite(request.row, first, request.pages[first:]))
-        self._rewrites = {}
         running, retracted = self._grow_decodes(batch)
         chunks = self._schedule_prefill(batch, len(running), may_admit=not retracted)
         if not running and not chunks:
             return None
 
+        batch.pages += [PageWrite(r.row, first, r.pages[first:]) for r, first in self._rewrites.items()]
+        self._rewrites = {}
         for request in running:
             request.computed += 1
             request.in_flight += 1
@@ -105,8 +157,26 @@ class Scheduler:
         sampled = [request for request, chunk in chunks if chunk.sample]
         for request in sampled:
             self._finish_prefill(request)
+        if self.decode.grammars:
+            batch.masks = [MaskWrite(r.row, r.matcher.mask()) for r in (*running, *sampled) if r.matcher]
         self._counts["steps"] += 1
-        return Step(batch, running + sampled)
+        scored = [(place, request) for place, (request, chunk) in enumerate(chunks) if chunk.targets]
+        return Step(batch, running + sampled, scored)
+
+    def _end_failed(self) -> None:
+        """Wait for the masks that are being worked out, and end the requests that have none."""
+        while self._advanced:
+            advanced, self._advanced = self._advanced, []
+            for request in advanced:
+                if request.state is not State.FINISHED and request.matcher.mask() is None:
+                    if not request.generated:  # or nobody would be told of its end
+                        opened = msgspec.structs.replace(_open(request), shown=[], prompt_scores=None)
+                        self._output.opened.append(opened)
+                    self._finish(request, FinishReason.GRAMMAR)
+
+    def _queue_copies(self, copies: list[Request]) -> None:
+        self.prefill.add_first(copies)
+        self._advanced += [copy for copy in copies if copy.matcher]
 
     def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
         """Give every decoding request a page for its next token, retracting the newest when pages run out.
@@ -116,7 +186,7 @@ class Scheduler:
         page_size = self._limits.page_size
         grown: dict[Request, PageWrite] = {}
         retracted = False
-        running = self.decode.unfinished()
+        running = self.decode.ready()
         for request in running:
             if request.computed < len(request.pages) * page_size:
                 continue
@@ -142,7 +212,7 @@ class Scheduler:
             budget -= self._append_chunk(batch, chunks, self.prefill.partial, budget)
         if not may_admit or budget <= 0 or not self.table.free_rows:
             return chunks
-        for request in self.prefill.admissible(len(self.requests) - len(self.prefill.waiting)):
+        for request in self.prefill.admissible(len(self.requests) - self._queued):
             self._admit(request, batch)
             budget -= self._append_chunk(batch, chunks, request, budget)
             if budget <= 0 or not self.table.free_rows:
@@ -152,14 +222,14 @@ class Scheduler:
     def _admit(self, request: Request, batch: Batch) -> None:
         request.move(State.PREFILL)
         self.table.assign(request)
-        # The last token is always computed: its output is what the next token is sampled from.
-        request.prefix, request.pages = self.cache.acquire(request.tokens[:-1])
+        request.prefix, request.pages = self.cache.acquire(request.reusable())
         request.computed = len(request.pages) * self._limits.page_size
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
             self._counts["prompt_tokens"] += request.prompt_length
             self._counts["cached_tokens"] += request.computed
-        batch.joined.append(Join(request.row, request.params, request.generated))
+        known = list(request.tokens) if request.params.penalized else []
+        batch.joined.append(Join(request.row, request.params, request.generated, known))
         if request.pages:
             batch.pages.append(PageWrite(request.row, 0, list(request.pages)))
 
@@ -174,7 +244,10 @@ class Scheduler:
         if len(request.pages) > held:
             batch.pages.append(PageWrite(request.row, held, request.pages[held:]))
         start, end = request.computed, request.computed + length
-        chunk = PrefillChunk(request.row, start, request.tokens[start:end], sample=end == len(request.tokens))
+        targets = request.tokens[start + 1 : min(end + 1, request.prompt_length)] if request.unasked else []
+        request.asked = max(request.asked, start + len(targets))
+        tokens, last = request.tokens[start:end], end == len(request.tokens)
+        chunk = PrefillChunk(request.row, start, tokens, sample=last, targets=targets)
         request.computed = end
         batch.prefill.append(chunk)
         chunks.append((request, chunk))
@@ -190,29 +263,42 @@ class Scheduler:
         )
         if changed < request.prefix.pages:
             self._rewrites[request] = changed
+        copies = self.copies.release(request)
+        for copy in copies:
+            copy.prompt_scores, copy.asked = request.prompt_scores, request.asked
+        self._queue_copies(copies)
 
-    def complete(self, step: Step, tokens: list[int]) -> None:
+    def complete(self, step: Step, tokens: list[int], scores: StepScores | None = None) -> None:
         """Take the tokens of a step in, and end the requests that they end.
 
         A request that was retracted while the step ran still gets its token; one that was finished does not.
         """
         output = self._output
-        for request, token in zip(step.requests, tokens, strict=True):
+        for place, request in step.scored:
+            # Also of one that was finished: its copies share them. A retracted one may have computed some twice.
+            assert scores is not None
+            known_before = len(request.prompt_scores) - step.batch.prefill[place].start
+            request.prompt_scores += scores.prompt[place][known_before:]
+        for place, (request, token) in enumerate(zip(step.requests, tokens, strict=True)):
             if request.state is State.FINISHED:
                 continue
             known = request.tokens
             if len(known) == request.prompt_length:
-                output.opened.append(
-                    Opened(request.uid, request.prompt_length, request.cached_tokens or 0, request.params.stop)
-                )
+                output.opened.append(_open(request))
             request.in_flight -= 1
             known.append(token)
             output.uids.append(request.uid)
             output.tokens.append(token)
+            if scores is not None and place in scores.sampled:
+                output.scored.append(len(output.tokens) - 1)
+                output.scores.append(scores.sampled[place])
             if token in request.stop_ids:
                 self._finish(request, FinishReason.STOP)
             elif len(known) >= request.end:
                 self._finish(request, FinishReason.LENGTH)
+            elif request.matcher:
+                request.matcher.advance(token)
+                self._advanced.append(request)
 
     def take_output(self) -> StepTokens | None:
         """What happened since the last call, for the detokenizer; None when nothing did."""
@@ -230,6 +316,10 @@ class Scheduler:
         del self.requests[request.uid]
         self._output.finished_uids.append(request.uid)
         self._output.finish_reasons.append(reason.value)
+        copies = self.copies.release(request)
+        if copies:  # the next one reads the prompt
+            self._queue_copies(copies[:1])
+            self.copies.hold(copies[0], copies[1:])
 
     def _retract(self, request: Request) -> None:
         """Take back all that a running request holds; it waits at the front, with the tokens it has."""
@@ -241,6 +331,8 @@ class Scheduler:
     def _leave_manager(self, request: Request) -> None:
         if request.state is State.DECODE:
             self.decode.remove(request)
+        elif request in self.copies:
+            self.copies.remove(request)
         else:
             self.prefill.remove(request)
         if request.row >= 0:
@@ -255,11 +347,15 @@ class Scheduler:
         return [*self.decode, partial] if partial is not None else list(self.decode)
 
     @property
+    def _queued(self) -> int:
+        """Requests that hold neither row nor pages."""
+        return self.prefill.queued + len(self.copies)
+
+    @property
     def stats(self) -> SchedulerStats:
-        waiting = len(self.prefill.waiting)
         return SchedulerStats(
-            running=len(self.requests) - waiting,
-            queued=waiting,
+            running=len(self.requests) - self._queued,
+            queued=self._queued,
             used_pages=self.cache.used_pages,
             cached_pages=self.cache.cached_pages,
             total_pages=self.cache.num_pages,
@@ -270,11 +366,24 @@ class Scheduler:
     def check(self) -> None:
         """Assert what must hold between steps: every page and every row in exactly one place."""
         self.prefill.check()
+        self.copies.check()
         holders = self._holders()
-        assert len(holders) + len(self.prefill.waiting) == len(self.requests)
+        assert len(holders) + self._queued == len(self.requests)
         rows = [r.row for r in holders]
         assert len(set(rows)) == len(rows) == self.table.num_rows - self.table.free_rows
         for r in holders:
             assert r.computed <= len(r.tokens) + r.in_flight
             assert r.computed <= len(r.pages) * self._limits.page_size
         self.cache.check([page for r in holders for page in r.pages[r.prefix.pages :]])
+
+
+def _open(request: Request) -> Opened:
+    length, first = request.prompt_length, request.prompt_length - request.shown
+    return Opened(
+        uid=request.uid,
+        prompt_tokens=length,
+        cached_tokens=request.cached_tokens or 0,
+        stop=request.params.stop,
+        shown=request.tokens[first:length],
+        prompt_scores=request.prompt_scores[first:] if request.params.prompt_logprobs else None,
+    )

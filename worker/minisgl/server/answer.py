@@ -69,7 +69,7 @@ class Answer(Response):
         await generation.accepted()
         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         try:
-            await _write(send, self._reply.opening())
+            await _write(send, self._reply.opening(generation))
             unfinished = len(generation.choices)
             while unfinished:
                 choice = await generation.changed()

@@ -121,28 +121,30 @@ def _add_tokenizing(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
 
 
 def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> None:
-    async def answer(request: Request, kind: type[ChatRequest | CompletionRequest], reply: type[Reply]) -> Answer:
-        body = await read_request(request, kind, config.max_body_size)
+    def answer(request: Request, body: ChatRequest | CompletionRequest, reply: Reply) -> Answer:
         _check_model(body.model, config)
         request.scope[EXCHANGE].body = body
+        params = body.params(config.sampling, config.dialect)
         return Answer(
             frontend,
             lambda: frontend.start(
-                request.scope[REQUEST_ID], body.prompts(), body.params(config.sampling), body.user
+                request.scope[REQUEST_ID], body.prompts(), params, body.user, copies=body.copies
             ),
-            reply(config.served_model_name, include_usage=body.include_usage),
+            reply,
             stream=bool(body.stream),
         )
 
     @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
-        return await answer(request, ChatRequest, ChatReply)
+        body = await read_request(request, ChatRequest, config.max_body_size)
+        return answer(request, body, ChatReply(config.served_model_name, body, config.dialect))
 
     @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Go on with one or several prompts, whole or as server-sent events."""
-        return await answer(request, CompletionRequest, CompletionReply)
+        body = await read_request(request, CompletionRequest, config.max_body_size)
+        return answer(request, body, CompletionReply(config.served_model_name, body))
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

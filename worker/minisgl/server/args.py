@@ -24,6 +24,7 @@ from minisgl.core.config import (
 from minisgl.core.sampling import SamplingParams
 from minisgl.server.config import ServerConfig, WorkerConfig
 from minisgl.server.devices import count_cuda_devices, torch_has_cuda
+from minisgl.server.dialect import dialect
 from minisgl.server.parser import CHECK_RANKS, ENGINE, NO_OVERLAP, SERVER, build_parser
 from minisgl.server.tls import Tls, check
 from minisgl.utils.errors import UserError
@@ -47,26 +48,35 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig
     server: ServerConfig
     num_tokenizers: int
+    tool_parser: str
+    reasoning_parser: str
     log_level: str
     log_format: LogFormat
     shell: bool
     kernel_cache: str | None
 
     def worker(
-        self, path: Path, *, checkpoint_dtype: DType, max_position: int, sampling: SamplingParams
+        self,
+        path: Path,
+        *,
+        checkpoint_dtype: DType,
+        max_position: int,
+        sampling: SamplingParams,
+        chat_template: str | None = None,
     ) -> WorkerConfig:
-        """The worker for the model at `path`, which recommends `sampling`.
+        """The worker for the model at `path`, which recommends `sampling` and chats by `chat_template`.
 
         Raises `UserError` when the model cannot do what is asked.
         """
         longest = self.engine.max_seq_len
         if longest is not None and longest > max_position:
             raise UserError(f"--max-seq-len {longest}: {self.model} reads at most {max_position} tokens")
+        spoken = dialect(chat_template, tool_parser=self.tool_parser, reasoning_parser=self.reasoning_parser)
         automatic = checkpoint_dtype if self.engine.device == "cuda" else "float32"
         return WorkerConfig(
             engine=msgspec.structs.replace(self.engine, model_path=str(path), dtype=self.dtype or automatic),
             scheduler=self.scheduler,
-            server=msgspec.structs.replace(self.server, sampling=sampling),
+            server=msgspec.structs.replace(self.server, sampling=sampling, dialect=spoken),
             num_tokenizers=self.num_tokenizers,
             log_level=self.log_level,
             log_format=self.log_format,
@@ -122,6 +132,8 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
             otlp_traces_endpoint=given.otlp_traces_endpoint,
         ),
         num_tokenizers=given.num_tokenizer,
+        tool_parser=given.tool_parser,
+        reasoning_parser=given.reasoning_parser,
         log_level=given.log_level or ("warning" if given.shell else "info"),
         log_format=cast(LogFormat, given.log_format),
         shell=given.shell,

@@ -14,10 +14,10 @@ from minisgl.server.errors import ApiError, body_too_large, invalid
 
 T = TypeVar("T", bound=BaseModel)
 
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FIELD = re.compile(r"[a-z_][a-z0-9_]*")
 _SUBJECT = re.compile(r"^(Input|List|String) (?=should)")
 _BRANCHES = frozenset({"str", "int"})
-"""Pydantic names the branch of a union in an error's path; these look like fields."""
+"""Pydantic names the branch of a union in an error's path; these look like fields, unlike the names of classes."""
 
 
 async def read_request(request: Request, kind: type[T], limit: int) -> T:
@@ -67,7 +67,7 @@ def _explain(error: ValidationError) -> ApiError:
     if kind == "missing":
         return invalid(f"{path} is missing", param=path, code="missing_parameter")
     wanted = _SUBJECT.sub("", wanted).replace("should", "must")
-    if kind not in ("too_short", "too_long"):  # these say the length themselves
+    if kind not in ("too_short", "too_long", "rule"):  # these say what matters themselves
         wanted += f", not {_shown(details['input'])}"
     return invalid(f"{path}: {wanted}", param=path)
 
@@ -86,5 +86,9 @@ def _is_field(part: str) -> bool:
 
 def _shown(value: Any) -> str:
     """A value in a message, whatever it is, as JSON."""
-    shown = json.dumps(value[:60] if isinstance(value, (str, list)) else value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = ""
+    for part in json.JSONEncoder().iterencode(value[:60] if isinstance(value, str) else value):
+        shown += part
+        if len(shown) > 60:
+            return shown[:57] + "..."
+    return shown

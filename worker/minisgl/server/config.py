@@ -6,6 +6,7 @@ import msgspec
 
 from minisgl.core.config import Addresses, EngineConfig, SchedulerConfig
 from minisgl.core.sampling import SamplingParams
+from minisgl.server.dialect import Dialect
 from minisgl.server.tls import Tls
 from minisgl.utils.log import LogFormat
 
@@ -24,6 +25,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """None: plain HTTP."""
     sampling: SamplingParams = SamplingParams()
     """What the model recommends, for requests that do not say."""
+    dialect: Dialect = Dialect()
+    """How the model's answers are read."""
     max_queued_requests: int = 1024
     """Prompts accepted beyond those that the engine can run at once."""
     max_body_size: int = 8 * 1024 * 1024

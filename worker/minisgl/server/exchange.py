@@ -101,18 +101,15 @@ def log_exchange(exchange: Exchange) -> None:
 def _log_generation(exchange: Exchange, generation: Generation) -> None:
     if not logger.isEnabledFor(logging.INFO):
         return
-    prompt = sum(choice.prompt_tokens for choice in generation.choices)
-    cached = sum(choice.cached_tokens for choice in generation.choices)
-    completion = sum(choice.generated for choice in generation.choices)
     first = generation.first_token_at
     ttft = None if first is None else first - generation.arrived_at
     duration = time.perf_counter() - generation.arrived_at
     logger.info(
         "request %s: %d prompt tokens, %d of them cached, %d out, first after %s s, all after %.3f s, %s%s",
         exchange.request_id,
-        prompt,
-        cached,
-        completion,
+        generation.prompt_tokens,
+        generation.cached_tokens,
+        generation.generated,
         "-" if ttft is None else f"{ttft:.3f}",
         duration,
         exchange.outcome,
@@ -123,9 +120,9 @@ def _log_generation(exchange: Exchange, generation: Generation) -> None:
             path=exchange.path,
             status=exchange.status,
             client=exchange.client,
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            completion_tokens=completion,
+            prompt_tokens=generation.prompt_tokens,
+            cached_tokens=generation.cached_tokens,
+            completion_tokens=generation.generated,
             ttft=None if ttft is None else round(ttft, 6),
             duration=round(duration, 6),
             finish_reason=exchange.outcome,

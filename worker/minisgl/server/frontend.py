@@ -55,8 +55,14 @@ class Prompt(NamedTuple):
     messages: list[dict[str, Any]] | None = None
     text: str | None = None
     token_ids: list[int] | None = None
+    template: dict[str, Any] = {}  # noqa: RUF012 (the default of a named tuple is never changed)
+    """What the chat template is told besides."""
     limit_name: str = "max_tokens"
     """What the client calls the limit of the answer's length."""
+    grammar_name: str = "response_format"
+    """What the client calls the parameter that the grammar comes from."""
+    echo: bool = False
+    """The answer begins with the prompt."""
 
 
 class Frontend:
@@ -98,26 +104,38 @@ class Frontend:
         self._idle.set()
 
     def start(
-        self, request_id: str, prompts: list[Prompt], params: SamplingParams, user: str | None = None
+        self,
+        request_id: str,
+        prompts: list[Prompt],
+        params: SamplingParams,
+        user: str | None = None,
+        *,
+        copies: int = 1,
     ) -> Generation:
-        """Send the prompts of one HTTP request on their way; a seed that is not given is drawn for each.
+        """Send the prompts of one HTTP request on their way, for `copies` answers each.
 
-        Every generation started must be given to `close`. Raises `ApiError`: 503 while the worker does not serve,
-        429 when the queue is full, 400 when so many prompts never fit.
+        A seed that is not given is drawn for each prompt. Every generation started must be given to `close`.
+        Raises `ApiError`: 503 while the worker does not serve, 429 when the queue is full, 400 when so many
+        answers never fit or the bias is of a token that the model does not have.
         """
-        limits = self._admit(len(prompts))
-        uids = list(range(self._next_uid, self._next_uid + len(prompts)))
-        self._next_uid += len(prompts)
-        generation = Generation(request_id, uids, user)
+        limits = self._admit(len(prompts), copies)
+        _check_bias(params, limits.vocab_size)
+        count = len(prompts) * copies
+        uids = list(range(self._next_uid, self._next_uid + count))
+        self._next_uid += count
+        generation = Generation(request_id, uids, user, copies=copies)
+        generation.grammar_name = prompts[0].grammar_name
         self._open.add(generation)
         self._idle.clear()
-        for choice, prompt in zip(generation.choices, prompts, strict=True):
-            self.recent.name(choice.uid, request_id if len(uids) == 1 else f"{request_id}/{choice.index}")
+        for choice in generation.choices:
             self._in_flight[choice.uid] = (generation, choice)
+            self.recent.name(choice.uid, request_id if count == 1 else f"{request_id}/{choice.index}")
+        for choice, prompt in zip(generation.choices[::copies], prompts, strict=True):
             seed = secrets.randbits(63) if params.seed is None else params.seed
             self._send(
                 TokenizeRequest(
                     uid=choice.uid,
+                    copies=copies,
                     params=msgspec.structs.replace(params, seed=seed),
                     max_seq_len=limits.max_seq_len,
                     vocab_size=limits.vocab_size,
@@ -131,7 +149,7 @@ class Frontend:
         self._open.discard(generation)
         for choice in generation.choices:
             if self._in_flight.pop(choice.uid, None) is not None:
-                self._send(Abort(uid=choice.uid))
+                self._send(Abort(uid=choice.uid), choice.first_uid)
                 self._metrics.aborted.inc()
         if not self._open:
             self._idle.set()
@@ -193,24 +211,29 @@ class Frontend:
         self._inbox.close()
         self._context.destroy(linger=0)
 
-    def _admit(self, count: int) -> EngineLimits:
+    def _admit(self, prompts: int, copies: int = 1) -> EngineLimits:
         trouble = self.readiness.trouble()
         if self.readiness.phase is Phase.REFUSING:
             raise unavailable("the server is shutting down and takes no new requests", code="shutting_down")
         limits = self.readiness.limits
         if trouble is not None or limits is None:
             raise unavailable(f"the server is not ready: {trouble}", code="not_ready")
-        most = limits.max_running_requests + self._max_queued
+        most, count = limits.max_running_requests + self._max_queued, prompts * copies
         if count > most:
-            raise invalid(f"{count} prompts in one request; at most {most} can be in flight", param="prompt")
+            what = (
+                f"{prompts} prompts" if copies == 1 else f"{prompts} prompts with n = {copies}, {count} answers,"
+            )
+            param = "prompt" if copies == 1 else "n"
+            raise invalid(f"{what} in one request; at most {most} can be in flight", param=param)
         busy = len(self._in_flight) + len(self._asked)
         if busy + count > most:
             raise queue_full(busy, most)
         return limits
 
-    def _send(self, message: ToTokenizer) -> None:
-        # All messages of a request take one tokenizer, so that an abort cannot overtake its request.
-        self._tokenizers[message.uid % len(self._tokenizers)].send(encode(message), zmq.NOBLOCK)
+    def _send(self, message: ToTokenizer, first_uid: int | None = None) -> None:
+        # All messages of a prompt take one tokenizer, so that an abort cannot overtake its request.
+        uid = message.uid if first_uid is None else first_uid
+        self._tokenizers[uid % len(self._tokenizers)].send(encode(message), zmq.NOBLOCK)
 
     def _handle(self, message: FromWorkers) -> None:
         match message:
@@ -241,6 +264,7 @@ class Frontend:
             logger.info("ready to serve after %.2f s", sum(phases.values()))
 
     def _step(self, step: StepText) -> None:
+        scores = dict(zip(step.scored, step.scores, strict=True))
         columns = zip(
             step.uids,
             step.texts,
@@ -250,7 +274,7 @@ class Frontend:
             step.finish_reasons,
             strict=True,
         )
-        for uid, text, generated, prompt_tokens, cached_tokens, finish_reason in columns:
+        for place, (uid, text, generated, prompt_tokens, cached_tokens, finish_reason) in enumerate(columns):
             if uid not in self._in_flight:
                 continue  # closed before, and its abort is on the way
             generation, choice = self._in_flight[uid]
@@ -259,10 +283,16 @@ class Frontend:
                 logger.error("request %s was given up by the engine", generation.request_id)
                 generation.fail(internal())
                 continue
+            if finish_reason == FinishReason.GRAMMAR.value:
+                del self._in_flight[uid]
+                name = generation.grammar_name
+                message = f"{name} takes too much work to follow: the answer breaks off after {generated} tokens"
+                generation.fail(invalid(message, param=name, code="grammar_too_complex"))
+                continue
             before, last = choice.generated, choice.last_token_at
             choice.prompt_tokens = prompt_tokens
             choice.cached_tokens = cached_tokens
-            generation.feed(choice, text, generated, finish_reason)
+            generation.feed(choice, text, generated, finish_reason, scores.get(place))
             self._measure(generation, choice, new=generated - before, last=last)
             if finish_reason:
                 del self._in_flight[uid]
@@ -271,7 +301,8 @@ class Frontend:
         metrics, now = self._metrics, choice.last_token_at
         if last == 0.0:
             metrics.first_token.observe(now - generation.arrived_at)
-            metrics.prompt_tokens.inc(choice.prompt_tokens)
+            if choice.is_first:
+                metrics.prompt_tokens.inc(choice.prompt_tokens)
         else:
             for _ in range(new):
                 metrics.inter_token.observe((now - last) / new)
@@ -288,5 +319,15 @@ class Frontend:
         if rejected.uid in self._asked:
             self._asked.pop(rejected.uid).set_exception(error)
         elif rejected.uid in self._in_flight:
-            generation, _ = self._in_flight.pop(rejected.uid)
+            generation, _ = self._in_flight[rejected.uid]
+            for choice in generation.choices:
+                if choice.first_uid == rejected.uid:
+                    self._in_flight.pop(choice.uid, None)
             generation.fail(error)
+
+
+def _check_bias(params: SamplingParams, vocab_size: int) -> None:
+    for token, _ in params.logit_bias:
+        if token >= vocab_size:
+            outside = f"token id {token} is outside the vocabulary: ids are 0 to {vocab_size - 1}"
+            raise invalid(f"logit_bias: {outside}", param="logit_bias")

@@ -78,6 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--port", _integer(0, 65535), None, "PORT", "port, 0 for a free one", f"{SERVER.port}; with --shell, 0")
     add("--api-key", _text, None, "KEY", "what clients must send as 'Authorization: Bearer KEY'", "none is needed")
     add("--num-tokenizer", _integer(1, 64), 1, "N", "tokenizer processes")
+    calls = "how the model writes tool calls; auto is what its chat template shows"
+    add.choice("--tool-parser", ("auto", "qwen", "llama3", "none"), "auto", calls)
+    thoughts = "whether answers may begin with a thought between <think> and </think>; auto as the template shows"
+    add.choice("--reasoning-parser", ("auto", "think", "none"), "auto", thoughts)
     waiting = "requests that may wait beyond those that run; more get status 429"
     add("--max-queued-requests", _integer(0), SERVER.max_queued_requests, "N", waiting)
     largest = "largest request body; a larger one gets status 413"

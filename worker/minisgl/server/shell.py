@@ -93,13 +93,17 @@ class Chat:
         return None if response.status == 200 else str(json.loads(body)["error"]["message"])
 
     def _ask(self, message: str) -> None:
-        """Stream the answer to the terminal. Leaving the connection early makes the worker stop generating."""
+        """Stream the answer to the terminal. Leaving the connection early makes the worker stop generating.
+
+        Thoughts are shown, and not given back to the model.
+        """
         question = {"role": "user", "content": message}
-        answer = ""
+        answer, thinks = "", False
         try:
-            for text in self._stream([*self._history, question]):
-                print(text, end="", flush=True)
+            for thought, text in self._stream([*self._history, question]):
+                print(thought + ("\n\n" if thinks and text else "") + text, end="", flush=True)
                 answer += text
+                thinks = bool(thought)
             print()
         except KeyboardInterrupt:
             print(" [stopped]")
@@ -109,7 +113,8 @@ class Chat:
         if answer:
             self._history += [question, {"role": "assistant", "content": answer}]
 
-    def _stream(self, messages: list[dict[str, str]]) -> Iterator[str]:
+    def _stream(self, messages: list[dict[str, str]]) -> Iterator[tuple[str, str]]:
+        """Pieces of the thought and of the answer."""
         body = json.dumps({"model": self._config.model, "messages": messages, "stream": True})
         headers = {"content-type": "application/json"}
         if self._config.api_key is not None:
@@ -141,11 +146,11 @@ class RefusedError(Exception):
     """The worker answered with an error."""
 
 
-def _texts(chunk: dict[str, Any]) -> Iterator[str]:
+def _texts(chunk: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "error" in chunk:
         raise RefusedError(chunk["error"]["message"])
     for choice in chunk["choices"]:
-        yield choice["delta"].get("content", "")
+        yield choice["delta"].get("reasoning_content", ""), choice["delta"].get("content", "")
 
 
 def main(_name: str, config: ShellConfig) -> None:

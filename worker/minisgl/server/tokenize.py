@@ -6,22 +6,14 @@ from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from fastapi import Response
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
 from minisgl.message import Text, TextToTokens, Tokens, TokensToText
 from minisgl.server.errors import invalid
 from minisgl.server.frontend import Frontend
-from minisgl.server.openai_types import FAIL_FAST, Message, Strict, TokenId
-
-
-def _sendable(value: Any) -> Any:
-    """JSON has integers of any size, and messages between processes have not."""
-    try:
-        msgspec.msgpack.encode(value)
-    except OverflowError:
-        raise PydanticCustomError("integer", "must hold integers of 64 bits at most") from None
-    return value
+from minisgl.server.openai_messages import Message
+from minisgl.server.openai_tools import Tools
+from minisgl.server.strict import FAIL_FAST, JsonObject, Strict, TokenId
 
 
 class TokenizeBody(Strict):
@@ -37,8 +29,8 @@ class TokenizeBody(Strict):
     add_generation_prompt: bool | None = Field(
         default=None, description="End the chat with the opening of the assistant's answer, as by default."
     )
-    tools: Annotated[list[dict[str, Any]], AfterValidator(_sendable)] | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_sendable)] | None = None
+    tools: Tools | None = None
+    chat_template_kwargs: JsonObject | None = None
     return_token_strs: bool | None = Field(default=None, description="Also the names of the tokens.")
 
     @model_validator(mode="after")
@@ -61,7 +53,7 @@ class TokenizeBody(Strict):
             uid=uid,
             text=self.prompt,
             messages=None if self.messages is None else [message.for_template() for message in self.messages],
-            template=template | ({"tools": self.tools} if self.tools else {}),
+            template=template | ({"tools": [tool.for_template() for tool in self.tools]} if self.tools else {}),
             add_special_tokens=not chat if self.add_special_tokens is None else self.add_special_tokens,
             names=bool(self.return_token_strs),
             max_seq_len=max_seq_len,

@@ -105,9 +105,9 @@ class Tracing:
             "gen_ai.response.model": self._model,
             "gen_ai.response.finish_reasons": [choice.finish_reason or "abort" for choice in choices],
             "gen_ai.response.time_to_first_chunk": ttft,
-            "gen_ai.usage.input_tokens": sum(choice.prompt_tokens for choice in choices),
-            "gen_ai.usage.cache_read.input_tokens": sum(choice.cached_tokens for choice in choices),
-            "gen_ai.usage.output_tokens": sum(choice.generated for choice in choices),
+            "gen_ai.usage.input_tokens": generation.prompt_tokens,
+            "gen_ai.usage.cache_read.input_tokens": generation.cached_tokens,
+            "gen_ai.usage.output_tokens": generation.generated,
             "gen_ai.latency.time_to_first_token": ttft,
             "gen_ai.latency.e2e": time.perf_counter() - generation.arrived_at,
         }

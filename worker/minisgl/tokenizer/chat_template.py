@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,6 +22,11 @@ from minisgl.utils.errors import UserError
 
 class CannotRender(Exception):
     """The template refuses these messages, or fails on them. Its text is for the client."""
+
+    def __init__(self, message: str, *, param: str = "messages") -> None:
+        super().__init__(message)
+        self.param = param
+        """The parameter that is to blame."""
 
 
 class _Refusal(jinja2.TemplateError):
@@ -52,15 +58,21 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
+            self._variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the model's chat template, line {error.lineno}: {error.message}") from None
         self._special_tokens = special_tokens
 
     def render(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
-        """The chat as text that ends where the assistant's answer begins. Raises `CannotRender`.
+        """The chat as text that ends where the assistant's answer begins.
 
-        `variables` are further ones of the template, or other values of these.
+        `variables` are further ones of the template, such as `tools`, or other values of these. Raises
+        `CannotRender`, also for a variable that the template does not know: it would have no effect.
         """
+        for name in variables or ():
+            if name not in self._variables and name != "add_generation_prompt":
+                param = name if name in ("tools", "reasoning_effort") else "chat_template_kwargs"
+                raise CannotRender(f"{param}: this model's chat template knows no {name[:80]}", param=param)
         # A key without a value is left out: templates test for the presence of keys, and fail on None.
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:

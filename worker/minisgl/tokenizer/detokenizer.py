@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from minisgl.core.request import FinishReason
 from minisgl.message import StepText, StepTokens
+from minisgl.message.types import TextScore, TokenText
 from minisgl.tokenizer.stop_strings import StopStrings
 from minisgl.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
+    from minisgl.core.batch import TokenScore
     from minisgl.message.types import Opened
     from minisgl.tokenizer.text import TextTokenizer
 
@@ -19,10 +21,14 @@ STOP, ABORT = FinishReason.STOP.value, FinishReason.ABORT.value
 class _Entry:
     """One request that is being answered."""
 
-    __slots__ = ("cached_tokens", "generated", "prompt_tokens", "stops", "stream")
+    __slots__ = ("begun", "cached_tokens", "generated", "prompt_tokens", "scores", "stops", "stream")
 
     def __init__(self, opened: Opened, tokenizer: TextTokenizer) -> None:
         self.stream = TextStream(tokenizer)
+        self.begun = self.stream.begin(opened.shown) if opened.shown else ""
+        """Text of the prompt that the answer begins with, until it is sent: stop strings may occur in it."""
+        self.scores = _prompt_scores(opened, tokenizer)
+        """Of tokens whose text is sent next."""
         self.stops = StopStrings(opened.stop)
         self.prompt_tokens = opened.prompt_tokens
         self.cached_tokens = opened.cached_tokens
@@ -56,6 +62,7 @@ class Detokenizer:
         for opened in frame.opened:
             self._entries[opened.uid] = _Entry(opened, self._tokenizer)
         finished = dict(zip(frame.finished_uids, frame.finish_reasons, strict=True))
+        scores = dict(zip(frame.scored, frame.scores, strict=True))
         step = StepText()
         abort: list[int] = []
         for index, (uid, token) in enumerate(zip(frame.uids, frame.tokens, strict=True)):
@@ -63,11 +70,14 @@ class Detokenizer:
             if entry is None:
                 continue
             entry.generated += 1
+            score = scores.get(index)
             last = uid in finished and uid not in frame.uids[index + 1 :]
             reason = finished.pop(uid) if last else ""
             text, hit = "", False
             if reason not in (STOP, ABORT):
                 text, hit = entry.stops.push(entry.stream.push(token))
+                if score is not None:
+                    entry.scores.append(text_score(self._tokenizer, token, score))
             if reason and not hit:
                 self._finish(step, uid, text, reason)
                 continue
@@ -91,9 +101,33 @@ class Detokenizer:
 
 
 def _append(step: StepText, uid: int, entry: _Entry, text: str, reason: str) -> None:
+    if entry.scores:
+        step.scored.append(len(step.uids))
+        step.scores.append(entry.scores)
+        entry.scores = []
     step.uids.append(uid)
-    step.texts.append(text)
+    step.texts.append(entry.begun + text)
+    entry.begun = ""
     step.generated.append(entry.generated)
     step.prompt_tokens.append(entry.prompt_tokens)
     step.cached_tokens.append(entry.cached_tokens)
     step.finish_reasons.append(reason)
+
+
+def text_score(tokenizer: TextTokenizer, token: int, score: TokenScore | None) -> TextScore:
+    """A token and its log-probabilities as people read them; without, of a token that nothing predicts."""
+    text, data = tokenizer.read_token(token)
+    if score is None:
+        return TextScore(text, data, None)
+    top = [
+        TokenText(*tokenizer.read_token(other), logprob)
+        for other, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
+    ]
+    return TextScore(text, data, score.logprob, top)
+
+
+def _prompt_scores(opened: Opened, tokenizer: TextTokenizer) -> list[TextScore]:
+    if opened.prompt_scores is None:
+        return []
+    scores = [None, *opened.prompt_scores][: len(opened.shown)]
+    return [text_score(tokenizer, token, score) for token, score in zip(opened.shown, scores, strict=True)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from minisgl.grammar import behind_prompt
 from minisgl.message import NewRequest, Rejected, Text, TextToTokens, TokenizeRequest, Tokens, TokensToText
 from minisgl.tokenizer.chat_template import CannotRender
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from minisgl.tokenizer.text import TextTokenizer
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+_THOUGHT = "<think>"
+_LONGEST_OPENING = 8
+"""Tokens of the tag and of the white space behind it."""
 
 
 def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | Rejected:
@@ -28,9 +32,10 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
         ids, complete = request.token_ids, True
     else:
         try:
-            text = request.text if request.messages is None else tokenizer.render_chat(request.messages)
+            messages, variables = request.messages, request.template
+            text = request.text if messages is None else tokenizer.render_chat(messages, variables)
         except CannotRender as error:
-            return reject(str(error))
+            return reject(str(error), param=error.param)
         text = text or ""
         if len(text) > limit * tokenizer.longest_token:
             return reject(
@@ -62,8 +67,25 @@ def prepare(tokenizer: TextTokenizer, request: TokenizeRequest) -> NewRequest | 
             code=CONTEXT_LENGTH_EXCEEDED,
         )
     seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
-    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed)
-    return NewRequest(uid=request.uid, token_ids=ids, params=params)
+    opened = 0 if request.messages is None else _opened_thought(tokenizer, ids)
+    grammar = behind_prompt(request.params.grammar, opened=opened > 0)
+    params = msgspec.structs.replace(request.params, max_tokens=max_tokens, seed=seed, grammar=grammar)
+    shown = len(ids) if request.echo else opened
+    return NewRequest(uid=request.uid, token_ids=ids, params=params, copies=request.copies, shown=shown)
+
+
+def _opened_thought(tokenizer: TextTokenizer, ids: list[int]) -> int:
+    """Tokens at the end of a chat's prompt with which the template has opened the answer's thought.
+
+    They belong to the answer's text, so that whoever reads it finds the tag.
+    """
+    for count in range(1, min(len(ids), _LONGEST_OPENING) + 1):
+        end = tokenizer.decode(ids[-count:]).strip()
+        if end == _THOUGHT:
+            return count
+        if not _THOUGHT.endswith(end):
+            return 0
+    return 0
 
 
 def tokens_of(tokenizer: TextTokenizer, question: TextToTokens) -> Tokens | Rejected:
@@ -72,7 +94,7 @@ def tokens_of(tokenizer: TextTokenizer, question: TextToTokens) -> Tokens | Reje
     try:
         text = (question.text or "") if chat is None else tokenizer.render_chat(chat, question.template)
     except CannotRender as error:
-        return Rejected(uid=question.uid, message=str(error), param="messages")
+        return Rejected(uid=question.uid, message=str(error), param=error.param)
     if len(text) > limit * tokenizer.longest_token:
         return Rejected(
             uid=question.uid,
@@ -89,7 +111,7 @@ def text_of(tokenizer: TextTokenizer, question: TokensToText) -> Text | Rejected
     if wrong is not None:
         message = f"token id {wrong} is outside the vocabulary: ids are 0 to {question.vocab_size - 1}"
         return Rejected(uid=question.uid, message=message, param="tokens")
-    return Text(uid=question.uid, text=tokenizer.decode(question.token_ids, special_tokens=True))
+    return Text(uid=question.uid, text=tokenizer.decode_all(question.token_ids))
 
 
 def _encode(

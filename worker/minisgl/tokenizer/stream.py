@@ -35,6 +35,19 @@ class TextStream:
         """Index in the window of the first token whose text was not returned yet."""
         self._sent = 0
 
+    def begin(self, tokens: list[int]) -> str:
+        """The text of `tokens`, before any other, but for a character that their end begins."""
+        tokens = [token for token in tokens if self._tokenizer.is_text(token)]
+        least = max(len(tokens) - FORCE_ABOVE, 0)
+        whole = len(tokens)
+        while whole > least and self._tokenizer.decode(tokens[least:whole]).endswith(REPLACEMENT):
+            whole -= 1
+        self._window = tokens[:whole]
+        self._boundary = whole
+        text = self._tokenizer.decode(self._window).removesuffix(REPLACEMENT)
+        self._sent = len(text)
+        return text + "".join(self.push(token) for token in tokens[whole:])
+
     def push(self, token: int) -> str:
         """The text that became final with `token`; empty in the middle of a character."""
         if not self._tokenizer.is_text(token):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from minisgl.tokenizer.chat_template import CannotRender, ChatTemplate
+from minisgl.tokenizer.template_source import read_template, read_tokenizer_config
+from minisgl.tokenizer.token_bytes import TokenBytes
 from minisgl.utils.errors import UserError
 
 
@@ -27,34 +29,51 @@ class TextTokenizer:
         )
         self.longest_token = max(map(len, vocabulary), default=1)
         """Characters of the longest token: a text of n tokens has at most n times as many."""
+        self._read: dict[int, tuple[str, bytes]] = {}
+        """What `read_token` returned; the vocabulary bounds it."""
 
     @classmethod
     def load(cls, model_path: str) -> TextTokenizer:
         """Read the tokenizer and the chat template of a local directory. Raises `UserError`."""
         directory = Path(model_path)
-        config = _read_json(directory / "tokenizer_config.json")
-        return cls(_load_backend(directory), _load_template(directory, config))
+        return cls(_load_backend(directory), _load_template(directory))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids. `add_special_tokens` puts what the model wants around a plain text, such as a BOS token."""
         return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def render_chat(self, messages: list[dict[str, Any]], variables: dict[str, Any] | None = None) -> str:
-        """The chat as the text to continue, special tokens included. Raises `CannotRender`.
+        """The chat as the text to continue, special tokens included; `variables` are for the template.
 
-        `variables` are what the template is told besides.
+        Raises `CannotRender`.
         """
         if self._template is None:
             raise CannotRender("this model has no chat template: use completions with a prompt instead")
         return self._template.render(messages, variables)
 
-    def decode(self, token_ids: list[int], *, special_tokens: bool = False) -> str:
-        """The text of `token_ids`, with special tokens or without; U+FFFD stands for bytes that are not UTF-8."""
-        return self._backend.decode(token_ids, skip_special_tokens=not special_tokens)
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of `token_ids`, without special tokens; U+FFFD stands for bytes that are not UTF-8."""
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    def decode_all(self, token_ids: list[int]) -> str:
+        """The same with special tokens."""
+        return self._backend.decode(token_ids, skip_special_tokens=False)
 
     def names(self, token_ids: list[int]) -> list[str]:
         """What the vocabulary calls each token: its bytes in the tokenizer's own spelling. Empty past its end."""
         return [self._backend.id_to_token(token) or "" for token in token_ids]
+
+    def read_token(self, token: int) -> tuple[str, bytes]:
+        """A token by itself, special or not: as text, with U+FFFD for bytes that are not UTF-8, and its bytes."""
+        found = self._read.get(token)
+        if found is None:
+            data = self._token_bytes(token)
+            found = self._read[token] = data.decode(errors="replace"), data
+        return found
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._backend)
 
     def is_text(self, token: int) -> bool:
         """False for special tokens, and for ids past the vocabulary: a model's own size may be rounded up."""
@@ -78,13 +97,11 @@ def _load_backend(directory: Path) -> Tokenizer:
         raise UserError(f"{directory}: {what}: {reason}") from None
 
 
-def _load_template(directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
-    path = directory / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several templates, each with a name
-        source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+def _load_template(directory: Path) -> ChatTemplate | None:
+    source = read_template(directory)
     if source is None:
         return None
+    config = read_tokenizer_config(directory)
     tokens = {name: _token_text(value) for name, value in config.items() if name.endswith("_token")}
     return ChatTemplate(source, {name: text for name, text in tokens.items() if text is not None})
 
@@ -94,15 +111,3 @@ def _token_text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return content
