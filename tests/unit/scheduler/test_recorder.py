@@ -89,23 +89,27 @@ def told(timeline: Timeline | None) -> list[tuple[list[int], list[tuple[int, int
 
 
 prompts = st.lists(st.integers(0, 49), min_size=1, max_size=30)
-arrivals = st.lists(st.tuples(prompts, st.integers(1, 12), st.none() | st.integers(0, 8)), min_size=1, max_size=10)
+arrivals = st.lists(
+    st.tuples(prompts, st.integers(1, 12), st.integers(1, 3), st.none() | st.integers(0, 8)),
+    min_size=1,
+    max_size=10,
+)
 
 
 @settings(max_examples=60)
 @given(arrivals=arrivals, gap=st.integers(0, 3), overlap=st.booleans())
 def test_it_tells_whose_rows_every_step_had(
-    arrivals: list[tuple[list[int], int, int | None]], gap: int, overlap: bool
+    arrivals: list[tuple[list[int], int, int, int | None]], gap: int, overlap: bool
 ) -> None:
     """With requests that come, end, are aborted and retracted (the pool is small), as often as not at once."""
 
     def rounds() -> list[list[NewRequest | Abort | GrammarBuilt]]:
         made: list[list[NewRequest | Abort | GrammarBuilt]] = [[] for _ in range(len(arrivals) * gap + 24)]
-        for uid, (prompt, max_tokens, abort) in enumerate(arrivals):
+        for place, (prompt, max_tokens, copies, abort) in enumerate(arrivals):
             params = SamplingParams(max_tokens=max_tokens, seed=0)
-            made[uid * gap].append(NewRequest(uid=uid, token_ids=prompt, params=params))
+            made[place * gap].append(NewRequest(uid=3 * place, token_ids=prompt, params=params, copies=copies))
             if abort is not None:
-                made[uid * gap + abort].append(Abort(uid=uid))
+                made[place * gap + abort].append(Abort(uid=3 * place))
         return made
 
     loop = overlap_loop if overlap else normal_loop
