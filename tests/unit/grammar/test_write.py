@@ -109,6 +109,15 @@ def test_an_answer_that_begins_without_a_thought_follows_the_grammar_at_once() -
     assert matcher.try_consume_tokens(list(b'{"c')) == 2
 
 
+def test_an_answer_that_has_a_form_may_be_a_call_instead() -> None:
+    grammar = tool_calls("qwen", [("f", {})], parallel=True, thinks=False, otherwise=AB)
+    assert fits(grammar, '{"a":1,"b":[]}') and fits(grammar, call("qwen", "f", "{}"))
+    assert not fits(grammar, '{"a":"x"}') and not fits(grammar, "Well")
+    assert not fits(grammar, call("qwen", "f", "{}") + '{"a":1,"b":[]}')
+    with pytest.raises(ValueError, match="JSON too"):
+        tool_calls("llama3", [("f", {})], parallel=True, thinks=False, otherwise=AB)
+
+
 def test_whether_the_prompt_has_opened_the_thought_is_known_in_the_end() -> None:
     for grammar, answer in (
         (json_schema(AB, thinks=True), '{"a":1,"b":[]}'),

@@ -291,7 +291,11 @@ def test_completion_parameters_not_served(name: str, meant: Any) -> None:
         ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "allowed_tools"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice", "no tools"),
-        ({"tools": [tool()], "response_format": {"type": "json_object"}}, "response_format", "tool calls"),
+        (
+            {"tools": [tool()], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "response_format",
+            "tool_choice demands",
+        ),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls", "1"),
         ({"reasoning_effort": "huge"}, "reasoning_effort", '"huge"'),
         ({"chat_template_kwargs": []}, "chat_template_kwargs", "an object"),
@@ -506,6 +510,16 @@ def test_the_grammar_of_an_answer() -> None:
     assert chat(response_format={"type": "text"}).params(PLAIN, qwen).grammar == ""
 
     none = {"type": "object", "properties": {}, "additionalProperties": False}
+    either = chat(tools=[tool()], **formatted)
+    assert either.params(PLAIN, qwen).grammar == grammar.tool_calls(
+        "qwen", [("clock", none)], parallel=True, thinks=True, otherwise=schema
+    )
+    with pytest.raises(ApiError, match="calls as JSON") as caught:
+        chat(tools=[tool()], **formatted).params(PLAIN, Dialect(tools="llama3"))
+    assert caught.value.param == "response_format"
+    assert chat(tools=[tool()], tool_choice="none", **formatted).params(PLAIN, TALK).grammar == (
+        grammar.json_schema(schema)
+    )
     tools = [tool(), tool(name="f", parameters={"properties": {"a": {}}})]
     functions: list[tuple[str, dict[str, Any]]] = [
         ("clock", none),

@@ -39,15 +39,24 @@ def json_schema(schema: Mapping[str, Any], *, thinks: bool = False) -> str:
 
 
 def tool_calls(
-    form: ToolForm, tools: Sequence[tuple[str, Mapping[str, Any]]], *, parallel: bool, thinks: bool
+    form: ToolForm,
+    tools: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    parallel: bool,
+    thinks: bool,
+    otherwise: Mapping[str, Any] | None = None,
 ) -> str:
     """A call of one of `tools`, each a name and the schema of its arguments; several calls if `parallel`.
 
     qwen: ``<tool_call>\\n{"name": ..., "arguments": ...}\\n</tool_call>``, a line break between.
     llama3: ``{"name": ..., "parameters": ...}``, ``"; "`` between calls.
+    `otherwise`, for qwen: instead of a call, JSON that fits this schema will do. (In llama3, both begin alike, and
+    a lexer that takes the longest match cannot tell them apart.)
     """
     if not tools:
         raise ValueError("a call needs at least one tool")
+    if otherwise is not None and form == "llama3":
+        raise ValueError("in this form, a call is JSON too")
     opening, arguments, closing, between = {
         "qwen": ("<tool_call>\n", "arguments", "\n</tool_call>", "\n"),
         "llama3": ("", "parameters", "", "; "),
@@ -59,6 +68,9 @@ def tool_calls(
         body = _json({**schema, "type": "object"} if "type" not in schema else schema)
         rules.append(f"call{index}: {_literal(head)} {body} {_literal('}' + closing)}")
     answer = f"call ({_literal(between)} call)*" if parallel else "call"
+    if otherwise is not None:
+        rules.append(f"other: {_json(otherwise)}")
+        answer = f"({answer} | other)"
     return _grammar(answer, "\n".join(rules), thinks=thinks)
 
 

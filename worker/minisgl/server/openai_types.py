@@ -154,11 +154,9 @@ class ChatRequest(GenerateRequest):
             raise invalid(f"tool_choice.function.name: {missing}", param="tool_choice.function.name")
         if choice == "required" and not names:
             raise invalid('tool_choice is "required", but there are no tools', param="tool_choice")
-        formatted = self.response_format is not None and self.response_format.type != "text"
-        if self._offered and formatted:
+        if self._forced and self._schema is not None:
             raise invalid(
-                f'response_format "{self.response_format.type}" leaves no room for tool calls: '  # type: ignore[union-attr]
-                'send it without tools, or with tool_choice "none"',
+                "response_format leaves no room for the call that tool_choice demands: send one of them",
                 param="response_format",
             )
         return self
@@ -180,6 +178,11 @@ class ChatRequest(GenerateRequest):
         if isinstance(self.tool_choice, ChosenTool):
             return [tool for tool in self._offered if tool.function.name == self.tool_choice.function.name]
         return self._offered if self.tool_choice == "required" else []
+
+    @property
+    def _schema(self) -> dict[str, Any] | None:
+        """What an answer that is no call must fit; None: any text."""
+        return None if self.response_format is None else self.response_format.wanted
 
     @property
     def _one_call(self) -> bool:
@@ -213,9 +216,19 @@ class ChatRequest(GenerateRequest):
             raise invalid(
                 "tools: this model's chat template has no tool calls that the server can read", param="tools"
             )
-        if self._forced and dialect.tools is not None:
-            functions = [(tool.function.name, tool.function.schema_) for tool in self._forced]
-            grammar = tool_calls(dialect.tools, functions, parallel=not self._one_call, thinks=thinks)
+        if self._offered and self._schema is not None and dialect.tools == "llama3":
+            raise invalid(
+                "response_format: this model writes its calls as JSON, which cannot be told from such an answer; "
+                'send it without tools, or with tool_choice "none"',
+                param="response_format",
+            )
+        callable_tools = self._forced or (self._offered if self._schema is not None else [])
+        if callable_tools and dialect.tools is not None:
+            functions = [(tool.function.name, tool.function.schema_) for tool in callable_tools]
+            parallel = not self._one_call
+            grammar = tool_calls(
+                dialect.tools, functions, parallel=parallel, thinks=thinks, otherwise=self._schema
+            )
         elif self.response_format is not None:
             grammar = self.response_format.grammar(thinks=thinks)
         return self.sampling(

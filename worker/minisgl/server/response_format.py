@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from minisgl.grammar import json_object, json_schema
+from minisgl.grammar import json_schema
 from minisgl.server.strict import JsonObject, Strict, broken
 
 
@@ -35,8 +35,13 @@ class ResponseFormat(Strict):
             raise broken('is only allowed with type "json_schema"', "json_schema")
         return self
 
+    @property
+    def wanted(self) -> dict[str, Any] | None:
+        """The schema that the answer must fit; None: any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
     def grammar(self, *, thinks: bool) -> str:
         """For `SamplingParams.grammar`; `thinks`: a thought may come first."""
-        if self.json_schema is not None:
-            return json_schema(self.json_schema.schema_, thinks=thinks)
-        return json_object(thinks=thinks) if self.type == "json_object" else ""
+        return "" if self.wanted is None else json_schema(self.wanted, thinks=thinks)
