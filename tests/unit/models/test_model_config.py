@@ -46,8 +46,8 @@ def load(directory: Path, generation: object = None, **fields: Any) -> ModelConf
 
 def test_sampling_is_what_the_generation_config_recommends(tmp_path: Path) -> None:
     assert load(tmp_path).sampling == SamplingParams()
-    config = load(tmp_path, generation={"temperature": 0, "top_k": 20, "top_p": 0.95, "do_sample": True})
-    assert config.sampling == SamplingParams(temperature=0.0, top_k=20, top_p=0.95)
+    config = load(tmp_path, generation={"temperature": 0, "top_k": 20, "repetition_penalty": 1.05})
+    assert config.sampling == SamplingParams(temperature=0.0, top_k=20, repetition_penalty=1.05)
     config = load(tmp_path, generation={"do_sample": False, "temperature": 0.6})
     assert config.sampling == SamplingParams(temperature=0.0)
     with pytest.raises(ModelError, match=r"generation_config.json: top_p is 1.5; allowed: numbers above 0 to 1"):

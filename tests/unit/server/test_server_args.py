@@ -37,7 +37,7 @@ def test_every_option_reaches_the_configuration() -> None:
         "--revision v1 --served-model-name name --dtype float16 --dummy-weight --host ::1 --port 0 --api-key k"
         " --num-tokenizer 3 --max-queued-requests 5 --max-body-size 6 --drain-grace 0.5 --drain-timeout 8"
         " --log-level debug --log-format json --no-page --otlp-traces-endpoint http://c:4318/v1/traces"
-        " --shell --tp 2"
+        " --shell --tp 2 --disable-pynccl"
         " --attn torch,flashinfer --cache naive --page-size 4 --num-pages 100"
         " --quantization fp8 --kv-cache-dtype fp8"
         " --max-seq-len 99 --max-running-requests 7 --max-prefill-length 10 --cuda-graph-max-batch 6"
@@ -55,7 +55,8 @@ def test_every_option_reaches_the_configuration() -> None:
     )
     assert (engine.page_size, engine.num_pages, engine.max_running_requests, engine.max_seq_len) == (4, 100, 7, 99)
     assert (engine.quantization, engine.kv_cache_dtype) == ("fp8", "fp8")
-    assert (engine.dummy_weight, engine.tp_size, engine.cuda_graph_max_batch) == (True, 2, 6)
+    assert (engine.dummy_weight, engine.tp_size, engine.pynccl) == (True, 2, False)
+    assert engine.cuda_graph_max_batch == 6
     assert (scheduler.cache, scheduler.prefill_budget) == ("naive", 10)
     assert (scheduler.overlap, scheduler.check_ranks, scheduler.record_steps) == (False, True, False)
     assert (server.page, server.otlp_traces_endpoint) == (False, "http://c:4318/v1/traces")

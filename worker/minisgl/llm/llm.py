@@ -100,6 +100,7 @@ class LLM:
         overlap: bool = True,
         cuda_graph_max_batch: int = 256,
         dummy_weight: bool = False,
+        pynccl: bool = True,
     ) -> None:
         path = resolve(model, revision)
         config = inspect(path, skip_weights=dummy_weight)
@@ -124,6 +125,7 @@ class LLM:
             max_seq_len=max_seq_len,
             cuda_graph_max_batch=cuda_graph_max_batch,
             dummy_weight=dummy_weight,
+            pynccl=pynccl,
             tp_size=tp_size,
             rendezvous=f"{self._directory}/rendezvous" if tp_size > 1 else "",
         )

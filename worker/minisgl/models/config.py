@@ -260,6 +260,7 @@ def _sampling(path: Path) -> SamplingParams:
         top_k=fields.integer("top_k", 0, minimum=0),
         top_p=fields.number("top_p", 1.0, maximum=1),
         min_p=fields.number("min_p", 0.0, minimum=0, maximum=1),
+        repetition_penalty=fields.number("repetition_penalty", 1.0),
     )
 
 

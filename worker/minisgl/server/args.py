@@ -108,6 +108,7 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
             max_seq_len=given.max_seq_len,
             cuda_graph_max_batch=given.cuda_graph_max_batch,
             dummy_weight=given.dummy_weight,
+            pynccl=not given.disable_pynccl,
             tp_size=given.tp,
         ),
         scheduler=SchedulerConfig(

@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _Group(parser, "engine")
     add.choice("--device", ("auto", "cpu", "cuda"), "auto", "where the model runs; auto is cuda if there is a GPU")
     add("--tp", _integer(1, 64), ENGINE.tp_size, "N", "tensor parallelism: ranks that the model is split over")
+    add.flag("--disable-pynccl", "with several GPUs: let torch.distributed call NCCL")
     backends = f"attention backend, or one for prefill and one for decode, of {', '.join(ATTENTION_BACKENDS)}"
     backends += "".join(f"; {short} is {name}" for short, name in ATTENTION_SHORT.items())
     add("--attn", _attention, ENGINE.attention, "NAME[,NAME]", backends, ENGINE.attention[0])
