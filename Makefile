@@ -10,6 +10,8 @@ SERVICE ?= $(EXAMPLE)
 MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
+# Two files at a time, the long ones first; one after the other where they would share a GPU.
+PYTEST_WORKERS ?= $(if $(shell command -v nvidia-smi),0,2)
 # OpenMP's threads would spin while they wait, and take the cores from the other processes of a test.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -53,7 +55,7 @@ serve: $(INSTALLED) $(if $(DIRECT),$(if $(MODEL),,model),$(if $(filter $(EXAMPLE
 		$(BIN)/minisgl-operator local -f '$(SERVICE)' --host $(HOST) --port $(PORT))
 
 test: $(INSTALLED) model
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Needs KUBECONFIG of a cluster for tests; tests/e2e/conftest.py says what else, tests/e2e/kind how to get one.
 e2e: $(INSTALLED)

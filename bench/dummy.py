@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,11 @@ def model_directory(name: str, root: Path = DIRECTORY) -> Path:
     path = root / name
     if not (path / "config.json").exists():
         path.mkdir(parents=True, exist_ok=True)
-        _tokenizer(config["vocab_size"]).save(str(path / "tokenizer.json"))
-        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with tempfile.TemporaryDirectory(dir=path) as fresh:  # another process may make the same
+            _tokenizer(config["vocab_size"]).save(f"{fresh}/tokenizer.json")
+            Path(fresh, "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            for name in ("tokenizer.json", "config.json"):
+                Path(fresh, name).replace(path / name)
     return path
 
 

@@ -366,6 +366,12 @@ class TestCommon:
         assert body["schema"] == {"$ref": "#/components/schemas/ChatRequest"}
         known = schema["components"]["schemas"]
         assert {"messages", "temperature"} <= set(known["ChatRequest"]["properties"])
+        prompt, stop = (known["CompletionRequest"]["properties"][name]["anyOf"] for name in ("prompt", "stop"))
+        assert {form["type"] for form in prompt} == {"string", "array"} and len(prompt) == 4
+        assert {form["type"] for form in stop} == {"string", "array", "null"}
+        for path in schema["paths"].values():
+            for operation in path.values():
+                assert operation["responses"].keys() == {"200", "default"}
         references = json.dumps(schema).split("#/components/schemas/")[1:]
         assert {reference.partition('"')[0] for reference in references} <= set(known)
 

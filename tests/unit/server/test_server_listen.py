@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,12 @@ def test_what_cannot_be_had_is_said_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("depth", [10, 200])
-def test_the_private_directory_holds_socket_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
-) -> None:
-    temporary = tmp_path / ("x" * depth)
+def test_the_private_directory_holds_socket_paths(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:  # where pytest's are may be too long already
+        _hold_socket_paths(Path(short) / ("x" * depth), monkeypatch, depth)
+
+
+def _hold_socket_paths(temporary: Path, monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     with private_directory() as directory:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 import minisgl
@@ -22,9 +20,11 @@ from minisgl.server.metrics import CONTENT_TYPE, Metrics
 from minisgl.server.middleware import REQUEST_ID, Common
 from minisgl.server.openai_output import ChatReply, CompletionReply, Reply
 from minisgl.server.openai_types import ChatRequest, CompletionRequest
+from minisgl.server.openapi import body_of, describe
 from minisgl.server.page import add_page
 from minisgl.server.tokenize import DetokenizeBody, TokenizeBody, detokenize, tokenize
 
+JSON, EVENTS = "application/json", "text/event-stream"
 Tokenizing = TypeVar("Tokenizing", TokenizeBody, DetokenizeBody)
 
 
@@ -48,6 +48,7 @@ def create_app(
     _add_models(app, config, frontend)
     _add_tokenizing(app, config, frontend)
     _add_generation(app, config, frontend)
+    describe(app, [ChatRequest, CompletionRequest, TokenizeBody, DetokenizeBody], config.served_model_name)
     if config.page:
         add_page(app, config, frontend, metrics)
     return app
@@ -69,7 +70,9 @@ def _add_probes(app: FastAPI, frontend: Frontend, metrics: Metrics) -> None:
         app.get(path, operation_id=path[1:])(probe)
         app.head(path, include_in_schema=False)(probe)  # some load balancers ask so
 
-    @app.get("/metrics")
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", response_class=Response, responses=text)
     async def scrape() -> Response:
         """Prometheus' text format."""
         return Response(metrics.page(), headers={"content-type": CONTENT_TYPE})
@@ -109,12 +112,12 @@ def _add_tokenizing(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
             _check_model(body.model, config)
         return body
 
-    @app.post("/tokenize", operation_id="tokenize", openapi_extra=_body_schema(TokenizeBody))
+    @app.post("/tokenize", operation_id="tokenize", openapi_extra=body_of(TokenizeBody, JSON))
     async def _(request: Request) -> Response:
         """The tokens of a text, or of a chat as the model's template writes it."""
         return await tokenize(await read(request, TokenizeBody), frontend)
 
-    @app.post("/detokenize", operation_id="detokenize", openapi_extra=_body_schema(DetokenizeBody))
+    @app.post("/detokenize", operation_id="detokenize", openapi_extra=body_of(DetokenizeBody, JSON))
     async def _(request: Request) -> Response:
         """The text of tokens."""
         return await detokenize(await read(request, DetokenizeBody), frontend)
@@ -134,35 +137,17 @@ def _add_generation(app: FastAPI, config: ServerConfig, frontend: Frontend) -> N
             stream=bool(body.stream),
         )
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest, JSON, EVENTS))
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
         body = await read_request(request, ChatRequest, config.max_body_size)
         return answer(request, body, ChatReply(config.served_model_name, body, config.dialect))
 
-    @app.post("/v1/completions", openapi_extra=_body_schema(CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest, JSON, EVENTS))
     async def completions(request: Request) -> Response:
         """Go on with one or several prompts, whole or as server-sent events."""
         body = await read_request(request, CompletionRequest, config.max_body_size)
         return answer(request, body, CompletionReply(config.served_model_name, body))
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            kinds = [
-                (kind, "validation") for kind in (ChatRequest, CompletionRequest, TokenizeBody, DetokenizeBody)
-            ]
-            _, schemas = models_json_schema(kinds, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-            app.openapi_schema.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _body_schema(kind: type) -> dict[str, Any]:
-    """The bodies are read by `read_request`, whose limits and errors FastAPI's own parameters do not have."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _check_model(name: str, config: ServerConfig) -> None:

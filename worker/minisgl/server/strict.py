@@ -93,8 +93,9 @@ MAX_BIASED = 300
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1), FAIL_FAST]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+_StopList = Annotated[list[StopString], Field(max_length=MAX_STOPS), FAIL_FAST]
 StopStrings = Annotated[
-    Annotated[list[StopString], Field(max_length=MAX_STOPS), FAIL_FAST] | None, BeforeValidator(_listed_stop)
+    _StopList | None, BeforeValidator(_listed_stop, json_schema_input_type=StopString | _StopList | None)
 ]
 
 
@@ -125,9 +126,11 @@ def _listed_prompt(value: Any) -> Any:
     return [value] if isinstance(value[0], int) else value
 
 
+_Texts = Annotated[list[str], Field(min_length=1), FAIL_FAST]
+_ManyIds = Annotated[list[TokenIds], Field(min_length=1), FAIL_FAST]
 PromptForms = Annotated[
-    Annotated[list[str], FAIL_FAST] | Annotated[list[TokenIds], FAIL_FAST],
+    _Texts | _ManyIds,
     Field(union_mode="left_to_right"),
-    BeforeValidator(_listed_prompt),
+    BeforeValidator(_listed_prompt, json_schema_input_type=str | _Texts | TokenIds | _ManyIds),
 ]
 """A string, a list of strings, a list of token ids, or a list of such lists."""
