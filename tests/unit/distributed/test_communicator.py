@@ -7,8 +7,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from minisgl.distributed import Communicator, connect
+from minisgl.distributed import Communicator, connect, nccl
+from minisgl.utils.errors import UserError
 from support.ranks import run_ranks
 
 
@@ -84,6 +86,13 @@ def _leave_or_wait(comm: Communicator) -> None:
 
 def test_a_rank_that_leaves_is_noticed_at_once() -> None:
     run_ranks(2, _leave_or_wait)
+
+
+def test_a_missing_library_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl, "LIBRARY", "libnosuch.so.2")
+    nccl._library.cache_clear()
+    with pytest.raises(UserError, match=r"libnosuch.so.2: .*; --disable-pynccl leaves it to torch"):
+        nccl.Nccl(HashStore(), 0, 2)
 
 
 def test_one_rank_sends_nothing(tmp_path: object) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from minisgl.utils.errors import UserError
+
 LIBRARY = "libnccl.so.2"
 """The one that torch has loaded already."""
 SUM = 0
@@ -23,7 +25,7 @@ BYTE = 1
 
 
 class NcclError(RuntimeError):
-    """A call to NCCL failed, or there is no such library."""
+    """A call to NCCL failed."""
 
 
 class _UniqueId(ctypes.Structure):
@@ -32,7 +34,7 @@ class _UniqueId(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Raises `NcclError` when there is none."""
+    """Raises `UserError` when there is none, or one too old."""
     try:
         library = ctypes.CDLL(LIBRARY)
         library.ncclGetErrorString.restype = c_char_p
@@ -44,7 +46,9 @@ def _library() -> ctypes.CDLL:
         library.ncclRecv.argtypes = [c_void_p, c_size_t, c_int, c_int, c_void_p, c_void_p]
         library.ncclCommAbort.argtypes = [c_void_p]
     except (OSError, AttributeError) as error:
-        raise NcclError(f"{LIBRARY}: {error}") from None
+        raise UserError(
+            f"NCCL cannot be called: {error}; --disable-pynccl leaves it to torch.distributed"
+        ) from None
     return library
 
 
@@ -57,7 +61,10 @@ class Nccl:
     """One communicator: `minisgl.distributed.transport.Transport`."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        """Meets the other ranks through `store`, on the current device. Raises `NcclError`."""
+        """Meets the other ranks through `store`, on the current device.
+
+        Raises `UserError` without the library, `NcclError` when they cannot meet.
+        """
         self._library = _library()
         self._size = size
         identity = _UniqueId()

@@ -19,7 +19,7 @@ from minisgl.kernel import kernels_for
 logger = logging.getLogger("minisgl.distributed")
 
 MOST_ROWS = 512
-"""Rows of a message that goes through peer memory; NCCL is as fast for more."""
+"""Rows of a message that goes through peer memory; NCCL sends what is longer."""
 AT_ONCE_BYTES = 256 * 1024
 """Up to so many bytes, sent to all ranks together, every rank sums every row: one meeting instead of two."""
 PROGRAMS = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Scope
 
@@ -53,6 +53,17 @@ class Exchange:
         """The address at the other end of the connection, which may be a proxy's."""
         return self.scope["client"][0] if self.scope.get("client") else None
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What every line about it has in a log for machines."""
+        return {
+            "request_id": self.request_id,
+            "method": self.scope["method"],
+            "path": self.path,
+            "status": self.status,
+            "client": self.client,
+        }
+
 
 Observer = Callable[[Exchange], None]
 """Is told of every exchange when it has ended."""
@@ -86,11 +97,7 @@ def log_exchange(exchange: Exchange) -> None:
         "" if param is None else f" ({param!r})",
         duration,
         extra=with_fields(
-            request_id=exchange.request_id,
-            method=exchange.scope["method"],
-            path=exchange.path,
-            status=exchange.status,
-            client=exchange.client,
+            **exchange.fields,
             error=code,
             param=param,
             duration=round(duration, 6),
@@ -115,11 +122,7 @@ def _log_generation(exchange: Exchange, generation: Generation) -> None:
         exchange.outcome,
         "" if generation.user is None else f", user {generation.user!r}",
         extra=with_fields(
-            request_id=exchange.request_id,
-            method=exchange.scope["method"],
-            path=exchange.path,
-            status=exchange.status,
-            client=exchange.client,
+            **exchange.fields,
             prompt_tokens=generation.prompt_tokens,
             cached_tokens=generation.cached_tokens,
             completion_tokens=generation.generated,
