@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
@@ -9,6 +11,11 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from minisgl.distributed.nccl import Nccl
 from minisgl.distributed.peers import Messages, Peers, connect_peers
 from minisgl.distributed.transport import ProcessGroup, Transport
+
+
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+"""What leaves NVLink's multicast off unless the environment asks for it: the messages of a step are too small to
+gain, and a program that dies with it set up can leave the host's GPUs unusable."""
 
 
 class Communicator:
@@ -107,6 +114,8 @@ def connect(
     store = FileStore(rendezvous_file, size)
     if device.type == "cpu":
         return Communicator(rank, size, ProcessGroup.gloo(store, rank, size))
+    for name, value in NO_MULTICAST.items():
+        os.environ.setdefault(name, value)
     transport: Transport = Nccl(store, rank, size) if pynccl else ProcessGroup.nccl(store, rank, size)
     peers = None
     if messages is not None:
