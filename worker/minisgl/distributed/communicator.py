@@ -13,11 +13,6 @@ from minisgl.distributed.peers import Messages, Peers, connect_peers
 from minisgl.distributed.transport import ProcessGroup, Transport
 
 
-NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
-"""What leaves NVLink's multicast off unless the environment asks for it: the messages of a step are too small to
-gain, and a program that dies with it set up can leave the host's GPUs unusable."""
-
-
 class Communicator:
     """This process's place among `size` ranks. Every rank calls the same methods in the same order.
 
@@ -90,6 +85,9 @@ class Communicator:
 
     def close(self) -> None:
         """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails."""
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
         if self._transport is not None:
             self._transport.close()
             self._transport = None
@@ -114,10 +112,15 @@ def connect(
     store = FileStore(rendezvous_file, size)
     if device.type == "cpu":
         return Communicator(rank, size, ProcessGroup.gloo(store, rank, size))
-    for name, value in NO_MULTICAST.items():
-        os.environ.setdefault(name, value)
+    # NVLink's multicast is off unless the environment asks for it: it can leave a host's GPUs unusable when a
+    # program dies that has set it up, and gains nothing for messages of a step's size.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     transport: Transport = Nccl(store, rank, size) if pynccl else ProcessGroup.nccl(store, rank, size)
     peers = None
     if messages is not None:
-        peers = connect_peers(PrefixStore("peers", store), rank, size, device, messages)
+        try:
+            peers = connect_peers(PrefixStore("peers", store), rank, size, device, messages)
+        except BaseException:
+            transport.close()  # a process that holds half a group may not end
+            raise
     return Communicator(rank, size, transport, peers)

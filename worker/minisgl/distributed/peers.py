@@ -6,14 +6,14 @@ NCCL takes as long for a few kilobytes as for a hundred: a decode step, with two
 from __future__ import annotations
 
 import logging
-import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Store, _SymmetricMemory
+from torch._C._distributed_c10d import Store
 
+from minisgl.distributed.shared_memory import CannotShareError, SharedMemory
 from minisgl.kernel import kernels_for
 
 logger = logging.getLogger("minisgl.distributed")
@@ -26,8 +26,6 @@ PROGRAMS = 512
 """Most programs of a kernel."""
 ALIGNMENT = 1024
 """Bytes."""
-GROUP = "minisgl"
-"""What the ranks are called in this process: it belongs to one worker."""
 
 
 class Messages(NamedTuple):
@@ -46,34 +44,27 @@ class Messages(NamedTuple):
 class Peers:
     """The buffers of all ranks. Every rank calls the same methods with equal shapes in the same order."""
 
-    def __init__(self, rank: int, buffers: list[Tensor], messages: Messages, mapping: object = None) -> None:
-        """`buffers`: uint8 [`buffer_bytes`], zeros, one a rank; `mapping`: what keeps them mapped."""
-        self._mapping = mapping
+    def __init__(
+        self, rank: int, own: Tensor, addresses: list[int], messages: Messages, memory: SharedMemory | None = None
+    ) -> None:
+        """`own`: uint8 [`buffer_bytes`], zeros; `addresses`: of each rank's, as this process sees them.
+
+        `memory`: what keeps them there.
+        """
+        self._memory = memory
         self._messages = messages
-        size, group = len(buffers), _group_rows(len(buffers))
-        hidden_size, width, rows, dtype = messages
-        part = -(-rows // size)
-        shapes = [
-            (2, size, group, hidden_size),
-            (2, size * group, hidden_size),
-            (part, size * width),
-            (size * part,),
-        ]
-        kinds = (dtype, dtype, dtype, torch.int64)
-        sections = pairwise(_offsets(size, messages)[1:])
-        views = [
-            tuple(buffer[start:stop].view(kind)[: math.prod(shape)].view(shape) for buffer in buffers)
-            for (start, stop), shape, kind in zip(sections, shapes, kinds, strict=True)
-        ]
-        device = buffers[rank].device
-        self._kernels = kernels_for(buffers[rank], "peers")
+        self._ranks = size = len(addresses)
+        _, arrivals, sums, columns, values, _ = _offsets(size, messages)
+        count = -(-messages.rows // size) * size * messages.width * messages.dtype.itemsize
+        self._kernels = kernels_for(own, "peers")
         self._mapped = self._kernels.Mapped(
             rank,
-            torch.tensor([buffer.data_ptr() for buffer in buffers], dtype=torch.int64, device=device),
-            *views,
-            counts=torch.zeros(PROGRAMS, dtype=torch.int32, device=device),
+            _group_rows(size),
+            torch.tensor(addresses, dtype=torch.int64, device=own.device),
+            *(tuple(address + start for address in addresses) for start in (arrivals, sums, columns, values)),
+            own_columns=own[columns : columns + count].view(messages.dtype).view(-1, size * messages.width),
+            counts=torch.zeros(PROGRAMS, dtype=torch.int32, device=own.device),
         )
-        self._ranks = size
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor | None:
         """As `Communicator.add_rms_norm`."""
@@ -97,23 +88,39 @@ class Peers:
             return None
         return self._kernels.collect(self._mapped, own, total)  # type: ignore[no-any-return]
 
+    def close(self) -> None:
+        """Unmap the other ranks' buffers and free this one's, to which no rank writes any more."""
+        if self._memory is not None:
+            self._memory.close()
+
 
 def connect_peers(store: Store, rank: int, size: int, device: torch.device, messages: Messages) -> Peers | None:
-    """Map the other ranks' buffers; None on every rank when some GPU cannot map another's, which the log says."""
-    reachable = all(other == rank or torch.cuda.can_device_access_peer(rank, other) for other in range(size))
-    store.set(f"reachable-{rank}", str(int(reachable)))
-    unreachable = [other for other in range(size) if store.get(f"reachable-{other}") != b"1"]
-    if unreachable:
-        logger.info("no peer memory: GPU %d cannot map the others'; NCCL sends everything", unreachable[0])
+    """Map the other ranks' buffers; None on every rank when one cannot, which the log says."""
+    memory, problem = None, ""
+    try:
+        memory = SharedMemory(buffer_bytes(size, messages), device)
+        store.set(f"handle-{rank}", memory.handle.hex())
+    except CannotShareError as error:
+        problem = str(error)
+        store.set(f"handle-{rank}", "")
+    handles = [bytes.fromhex(store.get(f"handle-{other}").decode()) for other in range(size)]
+    addresses = []
+    if memory is not None and all(handles):
+        try:
+            addresses = [
+                memory.address if other == rank else memory.map(handle) for other, handle in enumerate(handles)
+            ]
+        except CannotShareError as error:
+            problem = str(error)
+    store.set(f"problem-{rank}", problem)
+    problems = [store.get(f"problem-{other}").decode() for other in range(size)]
+    if memory is None or any(problems):
+        first = next(other for other in range(size) if problems[other])
+        logger.info("no peer memory: GPU %d: %s; NCCL sends everything", first, problems[first])
+        if memory is not None:
+            memory.close()
         return None
-    count = buffer_bytes(size, messages)
-    _SymmetricMemory.set_group_info(GROUP, rank, size, store)
-    own = _SymmetricMemory.empty_strided_p2p((count,), (1,), torch.uint8, device, GROUP).zero_()
-    handle = _SymmetricMemory.rendezvous(own)
-    buffers = [own if other == rank else handle.get_buffer(other, (count,), torch.uint8) for other in range(size)]
-    handle.barrier()  # every buffer is zero
-    torch.cuda.synchronize(device)
-    return Peers(rank, buffers, messages, mapping=handle)
+    return Peers(rank, memory.tensor(), addresses, messages, memory)
 
 
 def buffer_bytes(size: int, messages: Messages) -> int:

@@ -26,6 +26,7 @@ from minisgl.attention.paged import PagedAttention
 from minisgl.core.batch import Batch
 from minisgl.engine.rows import Choice, Rows
 from minisgl.kernel import kernels_for
+from minisgl.kernel.device_memory import memory_at
 from minisgl.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -66,24 +67,12 @@ class _Shaped(NamedTuple):
     """After all of them."""
 
 
-class _Memory:
-    """A tensor's memory, for `torch.as_tensor` (CUDA Array Interface, version 3)."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.__cuda_array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (tensor.nbytes,),
-            "data": (tensor.data_ptr(), False),
-        }
-
-
 def borrowed(tensor: Tensor) -> Tensor:
     """The same memory, contiguous, which this tensor does not keep: it belongs to a graph's pool, and other graphs
     of the pool use it in their turn.
     """
     assert tensor.is_contiguous()
-    memory = torch.as_tensor(_Memory(tensor), device=tensor.device)
+    memory = memory_at(tensor.data_ptr(), tensor.nbytes, tensor.device)
     return memory.view(tensor.dtype).view(tensor.shape)
 
 

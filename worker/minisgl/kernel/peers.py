@@ -25,19 +25,26 @@ BLOCK = 2048
 
 
 class Mapped(NamedTuple):
-    """The ranks' buffers, each of which begins with int32 flags [2, ranks, programs], all zero at first."""
+    """The ranks' buffers, each of which begins with int32 flags [2, ranks, programs], all zero at first.
+
+    Of what comes after the flags, the place in each rank's buffer, as this GPU sees it: a multiple of 16 bytes.
+    """
 
     rank: int
+    rows: int
+    """Of `arrivals`."""
     addresses: Tensor
-    """int64 [ranks]: where each rank's buffer begins, as this GPU sees it."""
-    arrivals: tuple[Tensor, ...]
-    """Of each rank, in its buffer: [2, ranks, rows, size]."""
-    sums: tuple[Tensor, ...]
+    """int64 [ranks]: where each rank's buffer begins."""
+    arrivals: tuple[int, ...]
+    """[2, ranks, rows, size]."""
+    sums: tuple[int, ...]
     """[2, ranks * rows, size]."""
-    columns: tuple[Tensor, ...]
-    """[rows, width of all ranks]."""
-    values: tuple[Tensor, ...]
-    """int64 [rows of all ranks]."""
+    columns: tuple[int, ...]
+    """[rows of logits, width of all ranks]."""
+    values: tuple[int, ...]
+    """int64 [rows of logits of all ranks]."""
+    own_columns: Tensor
+    """Those of `columns` that are this rank's."""
     counts: Tensor
     """int32 [programs], on this GPU: how often each program has met the others; zeros at first."""
 
@@ -45,12 +52,12 @@ class Mapped(NamedTuple):
 def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Sum x [T, size] over the ranks, add it to `residual` in place -> the sum normalized and times `weight`.
 
-    Every rank sends every row to every other. T is at most the rows of `mapped.arrivals`.
+    Every rank sends every row to every other. T is at most `mapped.rows`.
     """
     out = torch.empty_like(x)
-    rows, size = mapped.arrivals[0].shape[2:]
+    size = x.shape[1]
     _sum_at_once[(len(x),)](
-        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, rows, eps,
+        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, mapped.rows, eps,
         triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
     )  # fmt: skip
     return out
@@ -59,13 +66,13 @@ def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Te
 def add_rms_norm_in_two(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same for more rows: a row is summed by one rank, which sends the sum to the others.
 
-    T is at most `ranks` times the rows of `mapped.arrivals`.
+    T is at most `ranks` times `mapped.rows`.
     """
     out = torch.empty_like(x)
-    ranks, rows, size = mapped.arrivals[0].shape[1:]
-    _sum_in_two[(triton.cdiv(len(x), ranks),)](
+    size = x.shape[1]
+    _sum_in_two[(triton.cdiv(len(x), len(mapped.arrivals)),)](
         x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.sums, mapped.counts, len(x), size,
-        rows, eps, triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size),
+        mapped.rows, eps, triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size),
         launch_pdl=early(),
     )  # fmt: skip
     return out
@@ -84,7 +91,7 @@ def exchange(mapped: Mapped, columns: Tensor) -> Tensor:
         columns, mapped.columns, part, width, mapped.rank, ranks, BLOCK, early(), num_warps=8, launch_pdl=early()
     )
     _meet_once[(1,)](mapped.addresses, mapped.counts, *_place(mapped), early(), num_warps=1, launch_pdl=early())
-    return mapped.columns[mapped.rank][:part]
+    return mapped.own_columns[:part]
 
 
 def collect(mapped: Mapped, own: Tensor, total: int) -> Tensor:
@@ -112,11 +119,13 @@ def _sum_at_once(
     half = (count & 1) * ranks
     values = tl.load(x + row * size + column, mask, 0.0)
     for peer in tl.static_range(ranks):
-        tl.store(arrivals[peer] + ((half + rank) * rows + row) * size + column, values, mask)
+        theirs = _place_of(arrivals[peer], x)
+        tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
     _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     total = tl.zeros((block,), tl.float32)
+    mine = _place_of(arrivals[rank], x)
     for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
-        total += _arrived(arrivals[rank] + ((half + peer) * rows + row) * size + column, mask)
+        total += _arrived(mine + ((half + peer) * rows + row) * size + column, mask)
     _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps)
     tl.store(counts + program, count)
 
@@ -137,21 +146,23 @@ def _sum_in_two(
     for peer in tl.static_range(ranks):
         row = group * ranks + peer
         values = tl.load(x + row * size + column, mask & (row < tokens), 0.0)
-        tl.store(arrivals[peer] + ((half * ranks + rank) * rows + group) * size + column, values, mask)
+        theirs = _place_of(arrivals[peer], x)
+        tl.store(theirs + ((half * ranks + rank) * rows + group) * size + column, values, mask)
     _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     total = tl.zeros((block,), tl.float32)
+    mine = _place_of(arrivals[rank], x)
     for peer in tl.static_range(ranks):
-        total += _arrived(arrivals[rank] + ((half * ranks + peer) * rows + group) * size + column, mask)
+        total += _arrived(mine + ((half * ranks + peer) * rows + group) * size + column, mask)
     total = total.to(out.dtype.element_ty)
     place = (half * ranks * rows + group * ranks) * size + column
     for peer in tl.static_range(ranks):
-        tl.store(sums[peer] + place + rank * size, total, mask)
+        tl.store(_place_of(sums[peer], x) + place + rank * size, total, mask)
     _meet(addresses, count, program, 1, rank, ranks, lanes, programs)
     for part in tl.static_range(ranks):
         row = group * ranks + part
         inside = mask & (row < tokens)
         _add_rms_norm(
-            _arrived(sums[rank] + place + part * size, inside),
+            _arrived(_place_of(sums[rank], x) + place + part * size, inside),
             residual,
             weight,
             out,
@@ -176,7 +187,7 @@ def _send_columns(
     place = (row % part * ranks + rank) * width + column
     for peer in tl.static_range(ranks):
         if row // part == peer:
-            tl.store(targets[peer] + place, values, column < width)
+            tl.store(_place_of(targets[peer], columns) + place, values, column < width)
 
 
 @triton.jit
@@ -203,9 +214,9 @@ def _collect(
     count = tl.load(counts + program) + 1
     mine = tl.load(own + index, index < own_count, 0)
     for peer in tl.static_range(ranks):
-        tl.store(values[peer] + start + index, mine, index < own_count)
+        tl.store(_place_of(values[peer], own) + start + index, mine, index < own_count)
     _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
-    everyone = tl.load(values[rank] + index, index < total, 0, cache_modifier=".cg")
+    everyone = tl.load(_place_of(values[rank], own) + index, index < total, 0, cache_modifier=".cg")
     tl.store(out + index, everyone, index < total)
     tl.store(counts + program, count)
 
@@ -232,6 +243,12 @@ def _meet(
         )
         late = tl.sum((other & (seen - count < 0)).to(tl.int32))  # the difference is right past an overflow
     tl.debug_barrier()
+
+
+@triton.jit
+def _place_of(address, like):
+    """A pointer to what `like` points to."""
+    return tl.multiple_of(address.to(tl.pointer_type(like.dtype.element_ty), bitcast=True), 16)
 
 
 @triton.jit
