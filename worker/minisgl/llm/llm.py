@@ -142,10 +142,14 @@ class LLM:
             )
             for rank in range(1, tp_size)
         ]
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._broadcaster = Broadcaster(self._context, addresses, tp_size)
         try:
             self._engine = Engine(engine_config, config)
-            while self._engine.idle():  # or the first `generate` would do it before it returns
-                pass
+            chores = True
+            while chores:  # or the first `generate` would do them before it returns
+                self._broadcaster.send(Round(messages=[]))  # the other ranks do theirs in a round without messages
+                chores = self._engine.idle()
         except BaseException:
             self._stop_ranks()
             raise
@@ -156,8 +160,6 @@ class LLM:
         matchers = MatcherPool(load, self._built.put)
         self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, matchers)
         self._loop = overlap_loop if overlap else normal_loop
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._broadcaster = Broadcaster(self._context, addresses, tp_size)
         self._sampling = config.sampling
         self._tokenizer = TextTokenizer.load(str(path))
         self._next_uid = 0
