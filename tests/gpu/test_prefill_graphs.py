@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from minisgl.core.batch import Batch
+from minisgl.engine import prefill_graphs
 from minisgl.engine.prefill_graphs import PrefillGraphs
 from minisgl.llm import LLM, SamplingParams
 from support.judge import Judge
@@ -23,6 +24,7 @@ SHAPE = {"hidden_size": 512, "head_dim": 64, "dtype": "bfloat16", "max_position_
 OPTIONS: dict[str, dict[str, Any]] = {
     "steps of 96": {"prefill_budget": 96},
     "steps of 512, no overlap": {"prefill_budget": 512, "overlap": False},
+    "steps of 1500": {"prefill_budget": 1500},
     "our attention, pages of 1": {"prefill_budget": 64, "page_size": 1, "attention": ("triton", "triton")},
     "small pool": {"prefill_budget": 48, "num_pages": 80},
 }
@@ -80,9 +82,10 @@ def test_greedy_tokens_are_among_the_likeliest(
 
 
 def test_long_steps_are_not_captured_and_rests_of_cached_prompts_are(
-    case: tuple[Path, Judge], replayed: list[Batch]
+    case: tuple[Path, Judge], replayed: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, judge = case
+    monkeypatch.setattr(prefill_graphs, "most_tokens", lambda _: 512)  # as for a large model
     params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
     base = [random.Random(8).randrange(512) for _ in range(1000)]
     with LLM(

@@ -145,7 +145,7 @@ def test_sizes_that_are_needed_before_there_was_time_for_them_are_captured_then(
     noted(PrefillGraphs)
     monkeypatch.setattr(Engine, "idle", lambda _: False)
     Judge(model).check(greedy_tokens(model))
-    assert sizes == {DecodeGraphs: [20, 1, 2, 4, 8, 16], PrefillGraphs: [512, 64]}
+    assert sizes == {DecodeGraphs: [20, 1, 2, 4, 8, 16], PrefillGraphs: [2048, 64]}
 
 
 def test_what_was_built_ahead_is_not_built_again(tmp_path: Path) -> None:

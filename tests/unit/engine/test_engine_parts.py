@@ -11,6 +11,7 @@ import torch
 from minisgl.core.config import EngineConfig
 from minisgl.engine.graphs import captured_sizes
 from minisgl.engine.memory import AUTOMATIC_CPU_BYTES, count_pages, free_bytes
+from minisgl.engine.prefill_graphs import most_tokens
 from minisgl.engine.scores import StepResult
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
@@ -154,3 +155,11 @@ def test_a_pool_may_keep_less_than_it_is_given() -> None:
 def test_a_pool_beyond_the_memory_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"KV pool of 1000000000000 pages takes .* GiB"):
         pool(10**12)
+
+
+@pytest.mark.parametrize(
+    ("weights", "tokens"),
+    [(440_000_000, 2048), (1_400_000_000, 1536), (3_600_000_000, 640), (13_200_000_000, 512), (1, 2048)],
+)
+def test_captured_steps_are_longer_for_smaller_models(weights: int, tokens: int) -> None:
+    assert most_tokens(weights) == tokens

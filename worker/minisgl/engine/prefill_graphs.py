@@ -22,8 +22,13 @@ from minisgl.engine.rows import Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
-SIZES = (512, 64, 128, 192, 256, 32, 16, 384)
-"""Numbers of tokens to capture: the largest at once, so that the others fit in its memory."""
+SIZES = (64, 128, 192, 256, 32, 16, 384, 512, 640, 768, 1024, 896, 1280, 1536, 1792, 2048)
+"""Numbers of tokens to capture, after the largest, in whose memory the others fit."""
+LEAST = 512
+"""Tokens of the largest size for any model."""
+WORTHWHILE = 5e12
+"""Floating-point operations that a large GPU does while the host launches the kernels of a step. Of a small model
+they are those of more tokens."""
 SHORT = 64
 """The one that is captured at the latest when a step can use it."""
 TOKENS, TILES, SAMPLED = slice(0, 3), slice(3, 7), slice(7, 9)
@@ -42,17 +47,21 @@ class ReplayedStep:
     host_rows: list[int]
 
 
+def most_tokens(weights: int) -> int:
+    """The largest size for a model whose layers have so many weights on this rank."""
+    return max(size for size in SIZES if size <= max(WORTHWHILE / (2 * weights), LEAST))
+
+
 class PrefillGraphs:
     """One graph for each size. All share one memory pool: only one of them runs at a time."""
-
-    most = SIZES[0]
-    """The largest number of tokens that can be replayed."""
 
     def __init__(
         self, model: Transformer, rows: Rows, attention: PagedAttention, stream: torch.cuda.Stream
     ) -> None:
         """Captures the largest size."""
-        self.later = [size for size in SIZES if size <= self.most]
+        self.most = most_tokens(sum(parameter.numel() for parameter in model.layers.parameters()))
+        """The largest number of tokens that can be replayed."""
+        self.later = [self.most, *(size for size in SIZES if size < self.most)]
         """Sizes that are not captured yet."""
         self._model = model
         self._rows = rows
@@ -63,8 +72,7 @@ class PrefillGraphs:
         self._sent = torch.empty(FIELDS * self.most, dtype=torch.int64, device=rows.lengths.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._results: dict[int, Tensor] = {}
-        if self.later:
-            self._capture(self.later[0])
+        self._capture(self.most)
 
     def capture_next(self) -> None:
         """Capture one of the sizes left for later."""
