@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from minisgl.engine.rows import Rows
 from minisgl.kernel import kernels_for
 from minisgl.models.transformer import Transformer
 
+Array = TypeVar("Array", Tensor, Numbers)
+
 SIZES = (64, 128, 192, 256, 32, 16, 384, 512, 640, 768, 1024, 896, 1280, 1536, 1792, 2048)
 """Numbers of tokens to capture, after the largest, in whose memory the others fit."""
 LEAST = 512
@@ -31,10 +34,17 @@ WORTHWHILE = 5e12
 they are those of more tokens."""
 SHORT = 64
 """The one that is captured at the latest when a step can use it."""
-TOKENS, TILES, SAMPLED = slice(0, 3), slice(3, 7), slice(7, 9)
-FIELDS = 9
-"""Of what is sent, int64 [FIELDS, size]: of each token its row, position and token; of each tile what
-`ChunkBackend.chunks_at` takes; of each sampled token its place among the tokens, and its row."""
+
+
+class Sent(NamedTuple, Generic[Array]):
+    """What the host sends of a step, int64: parts of one piece of memory."""
+
+    tokens: Array
+    """[3, size]: of each token its row, position and token."""
+    tiles: Array
+    """[4, most tiles], what `ChunkBackend.chunks_at` takes."""
+    sampled: Array
+    """[2, size]: of each sampled token its place among the tokens, and its row."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,7 +79,8 @@ class PrefillGraphs:
         self._stream = stream
         self._pool = torch.cuda.graph_pool_handle()
         self._sizes: list[int] = []  # captured, ascending
-        self._sent = torch.empty(FIELDS * self.most, dtype=torch.int64, device=rows.lengths.device)
+        numbers = sum(height * width for height, width in self._shapes(self.most))
+        self._sent = torch.empty(numbers, dtype=torch.int64, device=rows.lengths.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._results: dict[int, Tensor] = {}
         self._capture(self.most)
@@ -92,11 +103,24 @@ class PrefillGraphs:
         size = self._sizes[bisect_left(self._sizes, batch.num_tokens)]
         sampled_rows = self._send(batch, size)
         self._graphs[size].replay()
-        sampled, rows = self._view(size)[SAMPLED, : len(sampled_rows)]
+        sampled, rows = self._view(self._sent, size).sampled[:, : len(sampled_rows)]
         return ReplayedStep(sampled, rows, sampled_rows), self._results[size]
 
-    def _view(self, size: int) -> Tensor:
-        return self._sent[: FIELDS * size].view(FIELDS, size)
+    def _shapes(self, size: int) -> tuple[tuple[int, int], ...]:
+        """Of the fields of `Sent`."""
+        # Every row has at most one tile that is not full. Fields begin where kernels read them fastest.
+        tiles = -(-(len(self._rows.lengths) + size // self._tile_tokens(size)) // 16) * 16
+        return (3, size), (4, min(tiles, size)), (2, size)
+
+    def _view(self, memory: Array, size: int) -> Sent[Array]:
+        """The parts of a piece of memory for a step of `size` tokens."""
+        fields: list[Array] = []
+        start = 0
+        for height, width in self._shapes(size):
+            end = start + height * width
+            fields.append(memory[start:end].reshape(height, width))
+            start = end
+        return Sent(*fields)
 
     def _send(self, batch: Batch, size: int) -> list[int]:
         """Send what the host knows of a step; returns the rows that it samples for."""
@@ -109,20 +133,21 @@ class PrefillGraphs:
         rows, starts, lengths = spans.T
         ends = lengths.cumsum()
         tokens = batch.num_tokens
-        sent: Numbers = np.zeros((FIELDS, size), dtype=np.int64)
-        row, position, token = sent[TOKENS]
+        memory: Numbers = np.zeros(sum(height * width for height, width in self._shapes(size)), dtype=np.int64)
+        sent = self._view(memory, size)
+        row, position, token = sent.tokens
         row[:tokens] = np.repeat(rows, lengths)
         row[tokens:] = len(self._rows.lengths) - 1  # the padding row
         position[:tokens] = np.arange(tokens) - np.repeat(ends - lengths - starts, lengths)
         token[:decodes] = kernels_for(self._sent, "chunks").NEWEST
         token[decodes:tokens] = [token for chunk in chunks for token in chunk.tokens]
         tiles = cut_tiles(spans.T, self._tile_tokens(size))
-        sent[TILES, : tiles.shape[1]] = tiles
+        sent.tiles[:, : tiles.shape[1]] = tiles
         is_sampled = np.array([True] * decodes + [chunk.sample for chunk in chunks], dtype=bool)
         sampled_rows = rows[is_sampled]
-        sent[SAMPLED, : len(sampled_rows)] = ends[is_sampled] - 1, sampled_rows
+        sent.sampled[:, : len(sampled_rows)] = ends[is_sampled] - 1, sampled_rows
         # torch keeps the pinned copy until it is read.
-        self._view(size).copy_(torch.from_numpy(sent).pin_memory(), non_blocking=True)
+        self._sent[: len(memory)].copy_(torch.from_numpy(memory).pin_memory(), non_blocking=True)
         return [int(row) for row in sampled_rows]
 
     def _tile_tokens(self, size: int) -> int:
@@ -142,10 +167,10 @@ class PrefillGraphs:
         insort(self._sizes, size)
 
     def _step(self, size: int) -> Tensor:
-        table, sent = self._rows, self._view(size)
-        tokens, slots = kernels_for(sent, "chunks").look_up(
-            sent[TOKENS], table.last_tokens, table.lengths, table.block_table, table.page_size
+        table, sent = self._rows, self._view(self._sent, size)
+        tokens, slots = kernels_for(self._sent, "chunks").look_up(
+            sent.tokens, table.last_tokens, table.lengths, table.block_table, table.page_size
         )
-        attend = self._attention.chunks_at(slots, table.block_table, sent[TILES])
-        hidden: Tensor = self._model(tokens, sent[1], attend)
+        attend = self._attention.chunks_at(slots, table.block_table, sent.tiles)
+        hidden: Tensor = self._model(tokens, sent.tokens[1], attend)
         return hidden
