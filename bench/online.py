@@ -77,6 +77,8 @@ class Point:
     failed: int
     achieved: float
     """Requests answered a second, from the first answer's end to the last one's."""
+    sustained: float
+    """And in the second half of the time in which requests came: neither filling up nor running dry."""
     output_tokens_per_second: float
     first_token_p50: float
     first_token_p99: float
@@ -222,6 +224,7 @@ def to_point(rate: float, seen: Load, server_cpu: dict[str, float]) -> Point:
         requests=len(seen.answers),
         failed=len(seen.answers) - len(finished),
         achieved=round(achieved, 3),
+        sustained=round(_sustained(seen), 3),
         output_tokens_per_second=round(achieved * tokens / len(finished), 1),
         first_token_p50=milliseconds(first, 0.5),
         first_token_p99=milliseconds(first, 0.99),
@@ -243,15 +246,20 @@ def _pace(times: list[float], otherwise: float) -> float:
     return (len(times) - 1) / span if span > 0 else otherwise
 
 
+def _sustained(seen: Load) -> float:
+    end = max(answer.due for answer in seen.answers)
+    return sum(end / 2 < answer.last <= end for answer in seen.finished) / max(end / 2, 1e-9)
+
+
 def predict(name: str, capacity: Capacity, points: list[Point], shape: Shape) -> list[dict[str, Any]]:
     """What the tokens that the cache leaves to compute say of the rate at which the server is full, and of the
     time to the first token while it is not, beside what was measured.
     """
     computed = shape.prompt * (1 - points[-1].cached_share)
     full = capacity.rate(computed, shape.answer)
-    reached = max(point.achieved for point in points)
     busiest = max(points, key=lambda point: point.offered)
-    saturated = busiest.achieved < KEEPS_UP * busiest.offered
+    saturated = busiest.sustained < KEEPS_UP * busiest.offered
+    reached = busiest.sustained if saturated else max(point.achieved for point in points)
     quiet = min(points, key=lambda point: point.rate)
     return [
         {"engine": name, "what": "prompt tokens computed", "predicted": None, "measured": round(computed, 1)},
@@ -272,10 +280,10 @@ def predict(name: str, capacity: Capacity, points: list[Point], shape: Shape) ->
 
 def print_header() -> None:
     print(
-        f"  {'':>9}{'':>10}{'output':>10}{'first token ms':>18}{'per token ms':>16}{'gap ms':>9}"
+        f"  {'':>9}{'':>10}{'':>10}{'output':>10}{'first token ms':>18}{'per token ms':>16}{'gap ms':>9}"
         f"{'cached':>8}{'tokens/':>9}{'client':>14}\n"
-        f"  {'offered/s':>9}{'done/s':>10}{'tokens/s':>10}{'p50':>9}{'p99':>9}{'p50':>8}{'p99':>8}{'p99':>9}"
-        f"{'share':>8}{'event':>9}{'cpu':>6}{'late':>8}  server cores"
+        f"  {'offered/s':>9}{'done/s':>10}{'steady/s':>10}{'tokens/s':>10}{'p50':>9}{'p99':>9}"
+        f"{'p50':>8}{'p99':>8}{'p99':>9}{'share':>8}{'event':>9}{'cpu':>6}{'late':>8}  server cores"
     )
 
 
@@ -283,8 +291,8 @@ def print_point(point: Point) -> None:
     busy = {name.rpartition(".")[2]: cores for name, cores in point.server_cpu.items() if cores > 0.01}
     cores = ", ".join(f"{name} {used:.2f}" for name, used in busy.items())
     print(
-        f"  {point.offered:>9.2f}{point.achieved:>10.2f}{point.output_tokens_per_second:>10,.0f}"
-        f"{point.first_token_p50:>9.1f}{point.first_token_p99:>9.1f}{point.per_token_p50:>8.2f}"
+        f"  {point.offered:>9.2f}{point.achieved:>10.2f}{point.sustained:>10.2f}"
+        f"{point.output_tokens_per_second:>10,.0f}{point.first_token_p50:>9.1f}{point.first_token_p99:>9.1f}{point.per_token_p50:>8.2f}"
         f"{point.per_token_p99:>8.2f}{point.longest_gap_p99:>9.1f}{point.cached_share:>8.3f}"
         f"{point.tokens_per_event:>9.2f}{point.client_cpu:>6.2f}{point.client_late_p99:>8.1f}  {cores}"
         + (f"\n    {point.failed} of {point.requests} failed: {'; '.join(point.errors)}" if point.failed else ""),

@@ -169,6 +169,17 @@ def test_a_full_server_achieves_what_it_serves() -> None:
     assert point.offered == pytest.approx(10) and point.achieved == pytest.approx(4)
 
 
+def test_what_is_answered_once_no_more_comes_says_nothing_of_a_full_server() -> None:
+    """It ends 4 a second while 10 a second come, the first after 2 s, and the rest at 20 a second."""
+    coming = 1 + int((9.9 - 2) / 0.25)
+    ends = [2 + 0.25 * min(i, coming) + 0.05 * max(i - coming, 0) for i in range(100)]
+    given = answers(100, rate=10, first=0.05, per_token=0.01, cached=0)
+    full = [dataclasses.replace(answer, last=end) for answer, end in zip(given, ends, strict=True)]
+    point = to_point(10, Load(full, client_cpu=0.1), {})
+    assert point.achieved > 8
+    assert point.sustained == pytest.approx(4, rel=0.05)
+
+
 def test_failed_requests_are_counted_and_named() -> None:
     broken = Answer(5.0, 5.0, 503, error="status 503: busy")
     seen = Load([*answers(10, rate=10, first=0.05, per_token=0.01, cached=0), broken], client_cpu=0.1)
@@ -181,7 +192,7 @@ def test_failed_requests_are_counted_and_named() -> None:
 def point_at(rate: float, achieved: float, first: float, cached: float) -> Point:
     seen = Load(answers(10, rate=rate, first=first, per_token=0.01, cached=round(cached * 120)), client_cpu=0.1)
     found = to_point(rate, seen, {})
-    return dataclasses.replace(found, achieved=achieved)
+    return dataclasses.replace(found, achieved=achieved, sustained=achieved)
 
 
 def test_the_cached_share_predicts_what_a_full_server_does() -> None:
