@@ -16,6 +16,7 @@ COMMANDS = {
     "online": ("bench.online", "requests that arrive when they arrive, at rising rates: latency"),
     "start": ("bench.start", "from the start of the process to ready, and to the first token"),
     "host": ("bench.host", "what the host does for one decode step"),
+    "profile": ("bench.kernel_times", "where the time of a step goes, kernel by kernel"),
     "sums": ("bench.sums", "messages that several GPUs add up: peer memory beside NCCL"),
     "soak": ("bench.soak", "minutes of mixed random load: no error, no lost page, no growing memory"),
     "suite": ("bench.suite", "the standard set, what `make bench` runs"),
