@@ -48,8 +48,8 @@ def references(model: Path) -> list[Reference]:
     return greedy_references(model, prompts, TOKENS, ignore_eos=True)
 
 
-def generate(llm: LLM, references: list[Reference]) -> None:
-    """Assert that every request gets its reference, all given at once."""
+def generate(llm: LLM, references: list[Reference], *, ties: int = 16) -> None:
+    """Assert that every request gets its reference, all given at once, but for one in `ties` that tie (0: none)."""
     params = SamplingParams(temperature=0.0, max_tokens=len(references[0].tokens), ignore_eos=True)
     completions = llm.generate([r.prompt for r in references], params)
     wrong = [
@@ -59,7 +59,7 @@ def generate(llm: LLM, references: list[Reference]) -> None:
     ]
     assert not wrong
     exact = sum(r.tokens == c.token_ids for r, c in zip(references, completions, strict=True))
-    assert exact >= len(references) * 15 // 16, "ties are rare"
+    assert exact >= len(references) - (len(references) // ties if ties else 0), "ties are rare"
     stats = llm.stats
     assert (stats.running, stats.queued, stats.used_pages) == (0, 0, 0)
 
@@ -88,8 +88,9 @@ def test_every_combination_gives_the_same_tokens(
         num_pages=16384 // page_size,
         max_seq_len=256,
     ) as llm:
-        generate(llm, references)
-        generate(llm, references)  # again, now with what the cache kept
+        ties = 16 if tp_size == 1 else 0  # ranks add in another order than one does, and choose the same tokens
+        generate(llm, references, ties=ties)
+        generate(llm, references, ties=ties)  # again, now with what the cache kept
         if cache == "radix":
             assert llm.stats.cached_tokens > REQUESTS * 40
         else:
