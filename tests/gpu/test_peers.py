@@ -89,6 +89,7 @@ def _replays(comm: Communicator) -> None:
         for tokens in (1, 5, 64, 200):
             x, residual = torch.zeros(tokens, HIDDEN, device="cuda", dtype=DTYPE), made(5, tokens, HIDDEN)
             columns = torch.zeros(min(tokens, ROWS), WIDTH, device="cuda", dtype=DTYPE)
+            numbers = torch.zeros(len(columns), device="cuda", dtype=torch.int64)
             add_rms_norm(comm, x.clone(), residual.clone(), weight)
             comm.exchange(columns)
             stream.synchronize()
@@ -98,16 +99,18 @@ def _replays(comm: Communicator) -> None:
                 for _ in range(2):
                     out = add_rms_norm(comm, out, residual, weight)
                 own = comm.exchange(columns).clone()
-            captured[tokens] = graph, x, residual, out, columns, own
+                told = comm.collect(numbers[comm.share(len(columns))], len(columns))
+            captured[tokens] = graph, x, residual, columns, own, numbers, told
         for turn in range(40):
             tokens = (1, 5, 64, 200)[turn * 7 // 3 % 4]
-            graph, x, residual, out, columns, own = captured[tokens]
+            graph, x, residual, columns, own, numbers, told = captured[tokens]
             parts = [made(100 * turn + rank, tokens, HIDDEN) for rank in range(comm.size)]
             begun = made(turn, tokens, HIDDEN)
             wide = [made(7 * turn + rank, *columns.shape) for rank in range(comm.size)]
             x.copy_(parts[comm.rank])
             residual.copy_(begun)
             columns.copy_(wide[comm.rank])
+            numbers.copy_(torch.arange(len(columns)) * 7 + turn)
             graph.replay()
             expected = sum(part.float() for part in parts)
             stream_of = begun.float()
@@ -116,6 +119,7 @@ def _replays(comm: Communicator) -> None:
                 expected = comm.size * F.rms_norm(stream_of, (HIDDEN,), weight.float(), EPS).to(DTYPE).float()
             torch.testing.assert_close(residual.float(), stream_of, atol=0.4, rtol=0.05)
             assert torch.equal(own, torch.cat(wide, dim=1)[comm.share(len(columns))])
+            assert torch.equal(told, numbers)
             _divide(comm, turn, 1 + turn % ROWS)
 
 

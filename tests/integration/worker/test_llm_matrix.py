@@ -49,7 +49,7 @@ def references(model: Path) -> list[Reference]:
 
 
 def generate(llm: LLM, references: list[Reference], *, ties: int = 16) -> None:
-    """Assert that every request gets its reference, all given at once, but for one in `ties` that tie (0: none)."""
+    """Assert that every request gets its reference, all given at once; of `ties`, one may be a tie (0: none)."""
     params = SamplingParams(temperature=0.0, max_tokens=len(references[0].tokens), ignore_eos=True)
     completions = llm.generate([r.prompt for r in references], params)
     wrong = [
