@@ -26,8 +26,11 @@ class GatedMLP(nn.Module):
         self.down = RowLinear(span, hidden_size, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.gate_up.weight
-        kernels = kernels_for(x, "stream") if self.gate_up.scale is None else None
+        weight, scale = self.gate_up.weight, self.gate_up.scale
+        kernels = kernels_for(x, "gemv") if len(x) == 1 else None
+        if kernels is not None:
+            return self.down(kernels.gemv(x, weight, scale=scale, gated=True))  # type: ignore[no-any-return]
+        kernels = kernels_for(x, "stream") if scale is None else None
         if kernels is not None and 0 < len(x) <= kernels.MOST_TOKENS and kernels.suits(weight):
             return self.down(kernels.gate_up(x, weight))  # type: ignore[no-any-return]
         return self.down(silu_and_mul(self.gate_up(x)))  # type: ignore[no-any-return]
