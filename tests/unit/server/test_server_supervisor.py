@@ -39,6 +39,20 @@ def test_a_spawned_child_hears_of_variables_that_were_set_since(tmp_path: Path) 
     assert (tmp_path / "told").read_text() == "later"
 
 
+def test_sigusr2_prints_what_a_child_is_doing_and_leaves_it_running(tmp_path: Path) -> None:
+    with (tmp_path / "stderr").open("w") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "support.stub_child"], stdin=subprocess.PIPE, stderr=stderr
+        )  # as `spawn` does, but for where it writes
+    configure(child, ChildHeader(name="stub"), StubConfig(does="drain", pid_file=str(tmp_path / "pid")))
+    wait_until((tmp_path / "pid").exists)
+    child.send_signal(signal.SIGUSR2)
+    wait_until(lambda: "in main" in (tmp_path / "stderr").read_text())
+    assert "stub_child.py" in (tmp_path / "stderr").read_text()
+    child.terminate()
+    assert child.wait(10) == 0
+
+
 class Launch:
     """A running `support.stub_launcher`."""
 

@@ -29,9 +29,9 @@ SIZES = (64, 128, 192, 256, 32, 16, 384, 512, 640, 768, 1024, 896, 1280, 1536, 1
 """Numbers of tokens to capture, after the largest, in whose memory the others fit."""
 LEAST = 512
 """Tokens of the largest size for any model."""
-WORTHWHILE = 5e12
-"""Floating-point operations that a large GPU does while the host launches the kernels of a step. Of a small model
-they are those of more tokens."""
+WORTHWHILE = 1e13
+"""Floating-point operations that a large GPU does while the host launches the kernels of a step, which takes more
+than 10 ms. Of a small model they are those of more tokens."""
 SHORT = 64
 """The one that is captured at the latest when a step can use it."""
 

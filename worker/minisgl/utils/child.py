@@ -7,9 +7,11 @@ launcher dies, however it dies, the pipe closes and the child leaves at once, so
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -106,8 +108,9 @@ def run_child(
     `ahead` is called at once, before the launcher may know what to write.
 
     A `UserError` becomes one line on standard error, the first of a launch alone, and exit status 2; any other
-    exception a logged traceback and exit status 1.
+    exception a logged traceback and exit status 1. SIGUSR2 prints what every thread is doing.
     """
+    faulthandler.register(signal.SIGUSR2)
     lines: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(source, lines), daemon=True).start()
     if ahead is not None:
