@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench import online, report, start
+from bench import online, report, start, sums
 from bench.arguments import add_ceilings, add_dtype, floor_of
 from bench.dummy import model_path, weightless
 from bench.engines import MiniSGLang
@@ -102,13 +102,17 @@ def _cases(args: argparse.Namespace, options: dict[str, Any], gpu: str) -> tuple
     results: list[Any] = []
     figures = []
     every = GPU_CASES if gpu else CPU_CASES
-    engine = MiniSGLang(str(args.model), options, temperature=0.0)
     wanted = args.cases.split(",") if args.cases else [case.name for case in every]
-    for case in (case for case in every if case.name in wanted):
+    cases = [case for case in every if case.name in wanted]
+    tp = options.get("tp_size", 1)
+    added = sums.of_cases(config, tp, cases, options["prefill_budget"]) if gpu and tp > 1 else {}
+    engine = MiniSGLang(str(args.model), options, temperature=0.0)
+    for case in cases:
         engine.temperature = case.temperature
         result = run_case(case, {"minisgl": engine}, config, floor, args.runs if gpu else 1)[0]
         results.append(result)
         figures.append(Figure.of_json(result["figure"]))
+        figures += [added[case.name]] if case.name in added else []
     engine.close()
     return results, figures
 

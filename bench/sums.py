@@ -10,7 +10,7 @@ import argparse
 import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from bench import report
 from bench.arguments import MODEL_HELP
 from bench.dummy import model_path
+from bench.figures import Figure
+from bench.standard import Case
 from minisgl.distributed import Communicator, Messages, connect
 from minisgl.kernel import kernels_for
 from minisgl.models.config import ModelConfig
@@ -27,6 +29,7 @@ from minisgl.utils.errors import UserError
 
 CALLS = 50
 """Sums in one graph."""
+RUNS = 20
 DTYPE = torch.bfloat16
 EPS = 1e-6
 Sum = Callable[[Tensor, Tensor, Tensor], object]
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
     parser.add_argument("--tp", type=int, default=0, help="GPUs (default: all of this machine)")
     parser.add_argument("--tokens", default="1,4,8,16,32,64,128,208,256,512", help="of a step, with commas")
-    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=RUNS)
     report.add_out(parser)
 
 
@@ -81,6 +84,28 @@ def measure(config: ModelConfig, tp: int, tokens: list[int], runs: int) -> list[
         }
         for i, count in enumerate(tokens)
     ]
+
+
+def of_cases(config: ModelConfig, tp: int, cases: Sequence[Case], budget: int) -> dict[str, Figure]:
+    """Of each decode step and each prefill among `cases`, what its sums take, as the engine does them.
+
+    `budget`: tokens of a chunk.
+    """
+    tokens = {
+        case.name: case.requests if case.command == "step" else min(case.requests * case.inputs[0], budget)
+        for case in cases
+        if case.command in ("step", "prefill")
+    }
+    counts = sorted(set(tokens.values()))
+    found = {line["tokens"]: line["microseconds"]["peer memory"] for line in measure(config, tp, counts, RUNS)}
+    figures = {}
+    for case in cases:
+        if case.name in tokens:
+            steps = 1 if case.command == "step" else case.requests * case.inputs[0] / tokens[case.name]
+            milliseconds = found[tokens[case.name]] * 2 * config.num_layers * steps / 1e3
+            text = f"  its sums over {tp} GPUs, each with the norm after it"
+            figures[case.name] = Figure(f"{case.name}-sums", text, milliseconds, "ms")
+    return figures
 
 
 def _rank(
