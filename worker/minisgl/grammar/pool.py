@@ -6,6 +6,7 @@ some ten microseconds, both without the GIL: threads do it while the scheduler a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+
+from minisgl.utils.errors import UserError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -30,8 +33,8 @@ Mask = bytes | None
 
 
 def load_compiler(directory: str, size: int, eos_ids: Iterable[int]) -> Compiler:
-    """`Compiler.load`, imported with the first grammar."""
-    from minisgl.grammar.compiler import Compiler  # noqa: PLC0415  llguidance is only for those who need it
+    """`Compiler.load`, imported with the first grammar, or when a rank has nothing else to do."""
+    from minisgl.grammar.compiler import Compiler  # noqa: PLC0415  it takes time that a start does not have
 
     return Compiler.load(directory, size=size, eos_ids=eos_ids)
 
@@ -122,6 +125,15 @@ class MatcherPool:
         future: Future[Mask] = Future()
         self._jobs.put((future, job, arguments))
         return future
+
+    def load_ahead(self) -> None:
+        """Let a thread load what the first grammar would otherwise: it holds the GIL for half a second then."""
+        self.submit(self._load_or_leave)
+
+    def _load_or_leave(self) -> Mask:
+        with contextlib.suppress(UserError):  # the model is not made for it: whoever asks for a grammar is told
+            self.compiler()
+        return None
 
     def compiler(self) -> Compiler:
         """Loaded by the first thread that asks; the others wait for it."""

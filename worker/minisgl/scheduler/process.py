@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minisgl.core.batch import Executor
 from minisgl.core.config import SchedulerProcessConfig
 from minisgl.grammar.pool import MatcherPool, load_compiler
 from minisgl.models.config import ModelConfig
@@ -60,7 +61,8 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     else:
         endpoint = RankEndpoint(config.addresses, rank, process)
     load = partial(load_compiler, config.engine.model_path, limits.vocab_size, model.eos_ids)
-    rules = config.scheduler, limits, model.eos_ids, MatcherPool(load, endpoint.grammar_built)
+    matchers = MatcherPool(load, endpoint.grammar_built)
+    rules = config.scheduler, limits, model.eos_ids, matchers
     options: dict[str, Any] = {}
     if config.scheduler.check_ranks:
         options |= {"rank": rank, "exchange": endpoint.exchange}
@@ -70,8 +72,23 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     gc.freeze()
     gc.enable()
     loop = overlap_loop if config.scheduler.overlap else normal_loop
-    loop(scheduler, engine, endpoint)
+    loop(scheduler, _WithGrammars(engine, matchers), endpoint)
     engine.close()
+
+
+class _WithGrammars:
+    """The engine, whose last chore is to load what grammars need."""
+
+    def __init__(self, engine: Executor, matchers: MatcherPool) -> None:
+        self.launch = engine.launch
+        self._engine = engine
+        self._matchers = matchers
+
+    def idle(self) -> bool:
+        if self._engine.idle():
+            return True
+        self._matchers.load_ahead()
+        return False
 
 
 def load_engine() -> None:
