@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from minisgl.llm import LLM, SamplingParams
+from minisgl.llm import LLM, RankLostError, SamplingParams
 from support.judge import Judge
 from support.tiny_models import make_tiny_model
 
@@ -70,6 +73,21 @@ def test_greedy_text(case: tuple[Path, Judge], size: int, way: str) -> None:
         assert llm.stats.used_pages == 0
     for completions in done:
         judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in completions])
+
+
+def test_a_rank_that_dies_ends_what_waits_for_it(case: tuple[Path, Judge]) -> None:
+    path, _ = case
+    params = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+    with load(path, 2) as llm:
+        llm.generate(prompts(), params)
+        (victim,) = [
+            child for child in psutil.Process().children() if "minisgl.scheduler.process" in child.cmdline()
+        ]
+        begun = time.monotonic()
+        threading.Timer(0.1, victim.kill).start()
+        with pytest.raises(RankLostError, match="scheduler-1 was killed by SIGKILL"):
+            llm.generate(prompts() * 100, params)
+        assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -83,6 +83,16 @@ class Communicator:
         padded[: len(own)] = own
         return self.all_gather(padded)[:rows]
 
+    def abandon(self) -> None:
+        """Called by another thread, when a rank is gone: what waits for it on this device ends, with any result.
+
+        A collective on a CPU fails by itself.
+        """
+        if self._peers is not None:
+            self._peers.abandon()
+        if self._transport is not None:
+            self._transport.abandon()
+
     def close(self) -> None:
         """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails."""
         if self._peers is not None:

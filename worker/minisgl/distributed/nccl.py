@@ -96,6 +96,9 @@ class Nccl:
             _check(library.ncclRecv(out.data_ptr() + peer * part, part, BYTE, peer, comm, stream))
         _check(library.ncclGroupEnd())
 
+    def abandon(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Abort rather than finish: the other ranks may be gone."""
         if self._comm:

@@ -26,6 +26,8 @@ PROGRAMS = 512
 """Most programs of a kernel."""
 ALIGNMENT = 1024
 """Bytes."""
+RAISED = 0x3F
+"""Of a flag's bytes: a count beyond all that are waited for."""
 
 
 class Messages(NamedTuple):
@@ -87,6 +89,11 @@ class Peers:
         if not 0 < total <= self._messages.rows:
             return None
         return self._kernels.collect(self._mapped, own, total)  # type: ignore[no-any-return]
+
+    def abandon(self) -> None:
+        """Raise every flag of this rank, so that no kernel waits for another rank any more."""
+        if self._memory is not None:
+            self._memory.fill(RAISED, _offsets(self._ranks, self._messages)[1])
 
     def close(self) -> None:
         """Unmap the other ranks' buffers and free this one's, to which no rank writes any more."""

@@ -62,6 +62,11 @@ class SharedMemory:
         """This process's own memory, uint8 [nbytes]: until `close`."""
         return memory_at(self.address, self._nbytes, self._device)
 
+    def fill(self, byte: int, count: int) -> None:
+        """Set the first `count` bytes of this process's own memory, whatever kernels are running."""
+        with torch.cuda.device(self._device):
+            _call("cuMemsetD8_v2", self._own, byte, c_size_t(count))
+
     def close(self) -> None:
         """Give everything back. The device must have done what was queued for it."""
         for address in self._mapped:

@@ -31,6 +31,10 @@ class Transport(Protocol):
         """``out[r] = tensor[own rank]`` of rank r: both are [ranks, ...], of one shape."""
         ...
 
+    def abandon(self) -> None:
+        """Called by another thread, when a rank is gone: what waits on this device for it ends."""
+        ...
+
     def close(self) -> None:
         """Leave: a rank that waits for this one fails."""
         ...
@@ -67,6 +71,10 @@ class ProcessGroup:
 
     def all_to_all(self, out: Tensor, tensor: Tensor) -> None:
         self._group.alltoall_base(out, tensor, [], []).wait()
+
+    def abandon(self) -> None:
+        if not isinstance(self._group, dist.ProcessGroupGloo):  # where it fails by itself
+            self._group.abort()
 
     def close(self) -> None:
         self._group.shutdown()

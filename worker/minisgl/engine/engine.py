@@ -130,6 +130,10 @@ class Engine:
             graphs.capture_next()
         return any(graphs.later for graphs in every)
 
+    def abandon(self) -> None:
+        """Called by another thread, when a rank is gone: launched steps end, and what they give means nothing."""
+        self._comm.abandon()
+
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""
         self._stream.close()

@@ -10,9 +10,9 @@ with LLM("path/to/model") as llm:
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -40,6 +40,7 @@ from minisgl.engine.engine import Engine
 from minisgl.engine.shaping import MOST_BIASES
 from minisgl.grammar.checker import GrammarChecker
 from minisgl.grammar.pool import MatcherPool, load_compiler
+from minisgl.llm.ranks import NOTICED_SECONDS, OtherRanks
 from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.scheduler.io import Broadcaster
@@ -48,7 +49,6 @@ from minisgl.scheduler.scheduler import Scheduler
 from minisgl.tokenizer.detokenizer import Detokenizer
 from minisgl.tokenizer.prepare import prepare
 from minisgl.tokenizer.text import TextTokenizer
-from minisgl.utils.child import ChildHeader, start_child
 
 Prompt = str | list[int]
 Message = dict[str, Any]
@@ -130,18 +130,16 @@ class LLM:
             rendezvous=f"{self._directory}/rendezvous" if tp_size > 1 else "",
         )
         scheduler_config = SchedulerConfig(cache=cache, prefill_budget=prefill_budget, overlap=overlap)
-        self._ranks = [
-            start_child(
-                "minisgl.scheduler.process",
-                ChildHeader(name=f"scheduler-{rank}", log_level="warning"),
+        self._ranks = OtherRanks(
+            [
                 SchedulerProcessConfig(
                     engine=msgspec.structs.replace(engine_config, tp_rank=rank),
                     scheduler=scheduler_config,
                     addresses=addresses,
-                ),
-            )
-            for rank in range(1, tp_size)
-        ]
+                )
+                for rank in range(1, tp_size)
+            ]
+        )
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
         try:
@@ -151,8 +149,9 @@ class LLM:
                 self._broadcaster.send(Round(messages=[]))  # the other ranks do theirs in a round without messages
                 chores = self._engine.idle()
         except BaseException:
-            self._stop_ranks()
+            self._ranks.stop()
             raise
+        self._ranks.watch(self._engine.abandon)
         self.limits = self._engine.limits
         self._checker = GrammarChecker(str(path))
         self._built: SimpleQueue[int] = SimpleQueue()
@@ -172,7 +171,7 @@ class LLM:
         """Complete all prompts (texts, or lists of token ids) together; results in the order of the prompts.
 
         `params` is one for all or one for each; by default what the model recommends. Raises `ValueError` naming
-        the prompt that cannot be served.
+        the prompt that cannot be served, and `RankLostError` when another rank has died.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch: list[Any] = [prompts] if single else list(prompts)
@@ -217,8 +216,12 @@ class LLM:
             shown = len(request.token_ids) if one.prompt_logprobs else 0
             requests.append(msgspec.structs.replace(request, shown=shown))
         self._next_uid += len(requests)
-        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built)
-        self._loop(self._scheduler, self._engine, endpoint)
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built, self._ranks)
+        try:
+            self._loop(self._scheduler, self._engine, endpoint)
+        except Exception:
+            self._ranks.check(NOTICED_SECONDS)
+            raise
         return [endpoint.completion(request) for request in requests]
 
     def _check(self, index: int, params: SamplingParams) -> None:
@@ -246,22 +249,13 @@ class LLM:
 
     def close(self) -> None:
         """Free the engine and end the other ranks."""
-        self._broadcaster.send(Round(messages=[], stop=True))
+        with suppress(zmq.Again):  # those that are left of them are killed
+            self._broadcaster.send(Round(messages=[], stop=True), wait=False)
         self._engine.close()
         self._checker.close()
-        self._stop_ranks()
-        self._context.destroy(linger=0)
-
-    def _stop_ranks(self) -> None:
-        for process in self._ranks:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+        self._ranks.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._context.destroy(linger=0)
 
     def __enter__(self) -> LLM:
         return self
@@ -279,12 +273,14 @@ class _Endpoint:
         broadcaster: Broadcaster,
         detokenizer: Detokenizer,
         built: SimpleQueue[int],
+        ranks: OtherRanks,
     ) -> None:
         """`built` gives the id of each request with a grammar, when that is read."""
         self._arriving: list[NewRequest | Abort | GrammarBuilt] = list(requests)
         self._built = built
         self._unbuilt = sum(bool(request.params.grammar) for request in requests)
         self._broadcaster = broadcaster
+        self._ranks = ranks
         self._detokenizer = detokenizer
         self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
         self._texts: dict[int, list[str]] = {request.uid: [] for request in requests}
@@ -299,9 +295,10 @@ class _Endpoint:
             self._unbuilt -= 1
         if block and not self._arriving:
             return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
+        self._ranks.check()
         arrived = Round(messages=self._arriving)
         self._arriving = []
-        self._broadcaster.send(arrived)
+        self._broadcaster.send(arrived, wait=False)
         return arrived
 
     def send(self, scheduler: Scheduler) -> None:

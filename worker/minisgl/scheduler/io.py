@@ -40,11 +40,12 @@ class Broadcaster:
     def __init__(self, context: zmq.Context[Any], addresses: Addresses, tp_size: int) -> None:
         self._sockets = [push_socket(context, addresses.rank(rank), bind=True) for rank in range(1, tp_size)]
 
-    def send(self, message: Round | StepDigest) -> None:
+    def send(self, message: Round | StepDigest, *, wait: bool = True) -> None:
+        """To all. Waits for those that have not come yet; without `wait`, raises `zmq.Again` instead."""
         if self._sockets:
             frame = encode(message)
             for socket in self._sockets:
-                socket.send(frame)
+                socket.send(frame, 0 if wait else zmq.NOBLOCK)
 
 
 class Heart:

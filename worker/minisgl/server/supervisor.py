@@ -14,7 +14,7 @@ from typing import Self
 
 import msgspec
 
-from minisgl.utils.child import EXIT_EXPLAINED, EXIT_USER_ERROR, ChildHeader, configure, spawn
+from minisgl.utils.child import EXIT_EXPLAINED, EXIT_USER_ERROR, ChildHeader, configure, ending, spawn
 
 logger = logging.getLogger("minisgl.launcher")
 
@@ -121,8 +121,7 @@ class Supervisor:
         for name, status in dead.items():
             if status == EXIT_EXPLAINED:
                 continue
-            how = f"exited with status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
-            logger.error("%s %s: stopping the worker", name, how)
+            logger.error("%s %s: stopping the worker", name, ending(status))
         return 1 if dead else None
 
     def _signals(self) -> bytes:
@@ -147,10 +146,3 @@ class Supervisor:
                 child.kill()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(KILL_SECONDS)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

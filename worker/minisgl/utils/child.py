@@ -99,6 +99,17 @@ def configuration_line(header: ChildHeader, config: msgspec.Struct) -> bytes:
     return msgspec.json.encode([header, config]) + b"\n"
 
 
+def ending(status: int) -> str:
+    """How a process ended, from its `Popen.returncode`: ``exited with status 1``, ``was killed by SIGKILL``."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"was killed by {name}"
+
+
 def run_child(
     kind: type[T], main: Callable[[str, T], None], source: int = 0, ahead: Callable[[], None] | None = None
 ) -> None:

@@ -1,0 +1,67 @@
+"""An `LLM` of several ranks that loses one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from minisgl.llm import LLM, RankLostError, SamplingParams
+from support.dummy_model import make_dummy_model
+from support.fake_workers import wait_until
+
+LONG = SamplingParams(temperature=0.0, max_tokens=480, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
+    return make_dummy_model(tmp_path_factory.mktemp("models") / "dummy", smollm2)
+
+
+def other_ranks() -> list[int]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it is just ending
+            if "minisgl.scheduler.process" in child.cmdline():
+                found.append(child.pid)
+    return sorted(found)
+
+
+def load(model: Path, size: int) -> LLM:
+    return LLM(str(model), dummy_weight=True, tp_size=size, num_pages=300, page_size=16)
+
+
+def test_a_rank_that_dies_while_it_computes_is_named(model: Path) -> None:
+    with load(model, 2) as llm:
+        (victim,) = other_ranks()
+        assert llm.generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_tokens=3))[0].token_ids
+        killed: list[float] = []
+
+        def kill() -> None:
+            os.kill(victim, signal.SIGKILL)
+            killed.append(time.monotonic())
+
+        threading.Timer(0.5, kill).start()
+        with pytest.raises(RankLostError, match="scheduler-1 was killed by SIGKILL"):
+            llm.generate([[5] * 10] * 4, LONG)
+        assert time.monotonic() - killed[0] < 3
+        with pytest.raises(RankLostError, match="scheduler-1"):
+            llm.generate([[1, 2, 3]], LONG)
+    assert not other_ranks()
+
+
+def test_a_rank_that_dies_while_nobody_asks_is_named_and_the_others_end(model: Path) -> None:
+    with load(model, 4) as llm:
+        victim, *others = other_ranks()
+        os.kill(victim, signal.SIGTERM)
+        wait_until(lambda: victim not in other_ranks())
+        with pytest.raises(RankLostError, match="was killed by SIGTERM"):
+            llm.generate([[1, 2, 3]], LONG)
+        assert other_ranks() == others
+    assert not other_ranks()

@@ -1,0 +1,67 @@
+"""The other ranks of an `LLM`: processes that it starts, watches and ends."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+
+from minisgl.core.config import SchedulerProcessConfig
+from minisgl.utils.child import ChildHeader, ending, start_child
+
+LEAVING_SECONDS = 5
+"""That a rank has to end by itself."""
+NOTICED_SECONDS = 2
+"""That a rank's end may take to be known here after its connections have closed."""
+
+
+class RankLostError(RuntimeError):
+    """Another rank of the `LLM` has ended, and with it what all of them computed."""
+
+
+class OtherRanks:
+    """Ranks 1 and up."""
+
+    def __init__(self, configs: Sequence[SchedulerProcessConfig]) -> None:
+        """Starts them: one for each of `configs`."""
+        self._processes = {
+            f"scheduler-{config.engine.tp_rank}": start_child(
+                "minisgl.scheduler.process",
+                ChildHeader(name=f"scheduler-{config.engine.tp_rank}", log_level="warning"),
+                config,
+            )
+            for config in configs
+        }
+        self._closing = False
+        self._lost = threading.Event()
+        self._reason = ""
+
+    def watch(self, on_loss: Callable[[], None]) -> None:
+        """From now on, should a rank end: call `on_loss`, once, in a thread of its own."""
+        for name, process in self._processes.items():
+            threading.Thread(target=self._wait, args=(name, process, on_loss), daemon=True).start()
+
+    def check(self, seconds: float = 0) -> None:
+        """Raise `RankLostError` if a rank has ended, or ends within `seconds`."""
+        if self._processes and self._lost.wait(seconds):
+            raise RankLostError(f"{self._reason}: this LLM can compute no more")
+
+    def stop(self) -> None:
+        """Wait until they have ended, as they were told to; kill those that do not, and all if one is lost."""
+        self._closing = True
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=0 if self._lost.is_set() else LEAVING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+
+    def _wait(self, name: str, process: subprocess.Popen[bytes], on_loss: Callable[[], None]) -> None:
+        status = process.wait()
+        if self._closing or self._lost.is_set():
+            return
+        self._reason = f"{name} {ending(status)}"
+        self._lost.set()
+        on_loss()
