@@ -8,7 +8,7 @@ import pytest
 
 from minisgl.grammar.compiler import Compiler
 from minisgl.grammar.pool import MatcherPool
-from minisgl.scheduler.process import _WithGrammars
+from minisgl.scheduler.process import WithGrammars
 from minisgl.utils.errors import UserError
 from support.fake_engine import FakeEngine
 from support.fake_workers import wait_until
@@ -42,7 +42,7 @@ class Busy(FakeEngine):
 def test_grammars_are_loaded_when_all_else_is_done_and_once() -> None:
     load = Counting()
     pool = MatcherPool(load)
-    executor = _WithGrammars(Busy(num_pages=1, page_size=1, num_rows=1), pool)
+    executor = WithGrammars(Busy(num_pages=1, page_size=1, num_rows=1), pool)
     assert executor.idle()
     assert load.calls == 0
     assert not executor.idle()

@@ -72,11 +72,11 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     gc.freeze()
     gc.enable()
     loop = overlap_loop if config.scheduler.overlap else normal_loop
-    loop(scheduler, _WithGrammars(engine, matchers), endpoint)
+    loop(scheduler, WithGrammars(engine, matchers), endpoint)
     engine.close()
 
 
-class _WithGrammars:
+class WithGrammars:
     """The engine, whose last chore is to load what grammars need."""
 
     def __init__(self, engine: Executor, matchers: MatcherPool) -> None:
