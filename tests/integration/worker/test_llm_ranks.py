@@ -58,10 +58,9 @@ def test_a_rank_that_dies_while_it_computes_is_named(model: Path) -> None:
 
 def test_a_rank_that_dies_while_nobody_asks_is_named_and_the_others_end(model: Path) -> None:
     with load(model, 4) as llm:
-        victim, *others = other_ranks()
+        victim, *_ = other_ranks()
         os.kill(victim, signal.SIGTERM)
         wait_until(lambda: victim not in other_ranks())
         with pytest.raises(RankLostError, match="was killed by SIGTERM"):
             llm.generate([[1, 2, 3]], LONG)
-        assert other_ranks() == others
-    assert not other_ranks()
+        wait_until(lambda: not other_ranks())

@@ -33,11 +33,13 @@ class OtherRanks:
             for config in configs
         }
         self._closing = False
+        self._lock = threading.Lock()
+        """For the first of several that end."""
         self._lost = threading.Event()
         self._reason = ""
 
     def watch(self, on_loss: Callable[[], None]) -> None:
-        """From now on, should a rank end: call `on_loss`, once, in a thread of its own."""
+        """From now on, should a rank end: kill the others, then call `on_loss`, once, in a thread of its own."""
         for name, process in self._processes.items():
             threading.Thread(target=self._wait, args=(name, process, on_loss), daemon=True).start()
 
@@ -47,11 +49,11 @@ class OtherRanks:
             raise RankLostError(f"{self._reason}: this LLM can compute no more")
 
     def stop(self) -> None:
-        """Wait until they have ended, as they were told to; kill those that do not, and all if one is lost."""
+        """Wait until they have ended, as they were told to; kill those that do not."""
         self._closing = True
         for process in self._processes.values():
             try:
-                process.wait(timeout=0 if self._lost.is_set() else LEAVING_SECONDS)
+                process.wait(timeout=LEAVING_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -60,8 +62,12 @@ class OtherRanks:
 
     def _wait(self, name: str, process: subprocess.Popen[bytes], on_loss: Callable[[], None]) -> None:
         status = process.wait()
-        if self._closing or self._lost.is_set():
-            return
-        self._reason = f"{name} {ending(status)}"
-        self._lost.set()
+        with self._lock:
+            if self._closing or self._lost.is_set():
+                return
+            self._reason = f"{name} {ending(status)}"
+            self._lost.set()
+        for other in self._processes.values():  # what they still send could hold up rank 0 again
+            other.kill()
+            other.wait()
         on_loss()
