@@ -122,8 +122,8 @@ def connect(
     store = FileStore(rendezvous_file, size)
     if device.type == "cpu":
         return Communicator(rank, size, ProcessGroup.gloo(store, rank, size))
-    # NVLink's multicast is off unless the environment asks for it: it can leave a host's GPUs unusable when a
-    # program dies that has set it up, and gains nothing for messages of a step's size.
+    # NVLink's multicast is off unless the environment asks for it: a program that dies with it set up can leave a
+    # host's GPUs unusable.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     transport: Transport = Nccl(store, rank, size) if pynccl else ProcessGroup.nccl(store, rank, size)
     peers = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from minisgl.distributed.shared_memory import CannotShareError, SharedMemory
+from minisgl.distributed.shared_memory import CannotShareError, SharedMemory, check_link
 from minisgl.kernel import kernels_for
 
 logger = logging.getLogger("minisgl.distributed")
@@ -105,6 +105,9 @@ def connect_peers(store: Store, rank: int, size: int, device: torch.device, mess
     """Map the other ranks' buffers; None on every rank when one cannot, which the log says."""
     memory, problem = None, ""
     try:
+        for other in range(size):
+            if other != rank:
+                check_link(rank, other)
         memory = SharedMemory(buffer_bytes(size, messages), device)
         store.set(f"handle-{rank}", memory.handle.hex())
     except CannotShareError as error:

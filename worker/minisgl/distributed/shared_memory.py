@@ -7,7 +7,8 @@ torch shares only what its allocator has made, and not in every setting.
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_char, c_char_p, c_size_t, c_uint, c_uint64
+from contextlib import suppress
+from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 
 import torch
 from torch import Tensor
@@ -17,6 +18,10 @@ from minisgl.utils.cuda_driver import load_driver
 
 LAZY_ENABLE_PEER_ACCESS = 1
 """The only flag of cuIpcOpenMemHandle, which asks for it."""
+
+
+NATIVE_ATOMICS = 3
+"""CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED."""
 
 
 class CannotShareError(RuntimeError):
@@ -32,7 +37,9 @@ class SharedMemory:
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         """Raises `CannotShareError`."""
-        torch.cuda.synchronize(device)  # the driver's calls need a context
+        torch.cuda.synchronize(device)  # the driver's calls need a context, which this makes current here
+        self._context = c_void_p()
+        _call("cuCtxGetCurrent", byref(self._context))
         self._device = device
         self._nbytes = nbytes
         self._mapped: list[c_uint64] = []
@@ -63,18 +70,26 @@ class SharedMemory:
         return memory_at(self.address, self._nbytes, self._device)
 
     def fill(self, byte: int, count: int) -> None:
-        """Set the first `count` bytes of this process's own memory, whatever kernels are running."""
-        with torch.cuda.device(self._device):
-            _call("cuMemsetD8_v2", self._own, byte, c_size_t(count))
+        """In any thread, whatever kernels are running: set the first `count` bytes of this process's own memory."""
+        _call("cuCtxSetCurrent", self._context)
+        _call("cuMemsetD8_v2", self._own, byte, c_size_t(count))
 
     def close(self) -> None:
-        """Give everything back. The device must have done what was queued for it."""
-        for address in self._mapped:
-            _call("cuIpcCloseMemHandle", address)
-        self._mapped.clear()
-        if self._own:
-            _call("cuMemFree_v2", self._own)
-            self._own = c_uint64()
+        """Give everything back, as far as the device still can. It must have done what was queued for it."""
+        with suppress(CannotShareError):
+            while self._mapped:
+                _call("cuIpcCloseMemHandle", self._mapped.pop())
+            if self._own:
+                _call("cuMemFree_v2", self._own)
+        self._own = c_uint64()
+
+
+def check_link(device: int, other: int) -> None:
+    """Raise `CannotShareError` unless kernels of `device` can do atomics in memory of `other`, as over NVLink."""
+    able = c_int()
+    _call("cuDeviceGetP2PAttribute", byref(able), NATIVE_ATOMICS, device, other)
+    if not able.value:
+        raise CannotShareError(f"no atomic operations in the memory of GPU {other}")
 
 
 def _call(name: str, *arguments: object) -> None:

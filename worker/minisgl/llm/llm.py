@@ -149,7 +149,7 @@ class LLM:
                 self._broadcaster.send(Round(messages=[]))  # the other ranks do theirs in a round without messages
                 chores = self._engine.idle()
         except BaseException:
-            self._ranks.stop()
+            self._stop_ranks()
             raise
         self._ranks.watch(self._engine.abandon)
         self.limits = self._engine.limits
@@ -253,6 +253,9 @@ class LLM:
             self._broadcaster.send(Round(messages=[], stop=True), wait=False)
         self._engine.close()
         self._checker.close()
+        self._stop_ranks()
+
+    def _stop_ranks(self) -> None:
         self._ranks.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._context.destroy(linger=0)
