@@ -70,7 +70,7 @@ class SharedMemory:
         return memory_at(self.address, self._nbytes, self._device)
 
     def fill(self, byte: int, count: int) -> None:
-        """In any thread, whatever kernels are running: set the first `count` bytes of this process's own memory."""
+        """In any thread, whatever kernels run: set the first `count` bytes of this process's own memory."""
         _call("cuCtxSetCurrent", self._context)
         _call("cuMemsetD8_v2", self._own, byte, c_size_t(count))
 
