@@ -77,7 +77,7 @@ def test_greedy_text(case: tuple[Path, Judge], size: int, way: str) -> None:
 
 def test_a_rank_that_dies_ends_what_waits_for_it(case: tuple[Path, Judge]) -> None:
     path, _ = case
-    params = SamplingParams(temperature=0.0, max_tokens=200, ignore_eos=True)
+    params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
     with load(path, 2) as llm:
         llm.generate(prompts(), params)
         (victim,) = [

@@ -7,6 +7,7 @@ its user guide, "API".
 from __future__ import annotations
 
 import ctypes
+import threading
 from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 
@@ -73,6 +74,7 @@ class Nccl:
             store.set("nccl", bytes(identity).hex())
         identity = _UniqueId.from_buffer_copy(bytes.fromhex(store.get("nccl").decode()))
         self._comm = c_void_p()
+        self._closing = threading.Lock()
         _check(self._library.ncclCommInitRank(byref(self._comm), size, identity, rank))
 
     def all_reduce(self, tensor: Tensor) -> None:
@@ -97,13 +99,15 @@ class Nccl:
         _check(library.ncclGroupEnd())
 
     def abandon(self) -> None:
+        """What runs ends at once; this returns when no CUDA graph with calls of this communicator is left."""
         self.close()
 
     def close(self) -> None:
-        """Abort rather than finish: the other ranks may be gone."""
-        if self._comm:
-            self._library.ncclCommAbort(self._comm)
-            self._comm = c_void_p()
+        """Abort rather than finish: the other ranks may be gone. Waits as `abandon` does, and for it."""
+        with self._closing:
+            if self._comm:
+                self._library.ncclCommAbort(self._comm)
+                self._comm = c_void_p()
 
 
 def _stream() -> int:

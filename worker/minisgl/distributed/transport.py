@@ -36,7 +36,7 @@ class Transport(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave: a rank that waits for this one fails."""
+        """Leave: a rank that waits for this one fails. No CUDA graph may be left that captured a collective."""
         ...
 
 

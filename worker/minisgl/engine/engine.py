@@ -137,6 +137,9 @@ class Engine:
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""
         self._stream.close()
+        for graphs in (self._graphs, self._prefill_graphs):
+            if graphs is not None:
+                graphs.close()  # NCCL waits for those that call it
         self._comm.close()
 
     def _step(self, batch: Batch) -> StepResult:

@@ -140,6 +140,14 @@ class DecodeGraphs:
             self._shaped[size].counted.replay()
         return graphs.tokens[:count]
 
+    def close(self) -> None:
+        """Free the graphs, of which none may be running."""
+        for size, graphs in self._graphs.items():
+            shaped = self._shaped.get(size, ())
+            for graph in (graphs.step, graphs.filtered, graphs.told, *shaped):
+                if graph is not None:
+                    graph.reset()
+
     def _size(self, count: int) -> int:
         return self._sizes[bisect_left(self._sizes, count)]
 

@@ -106,6 +106,11 @@ class PrefillGraphs:
         sampled, rows = self._view(self._sent, size).sampled[:, : len(sampled_rows)]
         return ReplayedStep(sampled, rows, sampled_rows), self._results[size]
 
+    def close(self) -> None:
+        """Free the graphs, of which none may be running."""
+        for graph in self._graphs.values():
+            graph.reset()
+
     def _shapes(self, size: int) -> tuple[tuple[int, int], ...]:
         """Of the fields of `Sent`."""
         # Every row has at most one tile that is not full. Fields begin where kernels read them fastest.
