@@ -27,7 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "NCCL": {},
     "torch.distributed": {"pynccl": False},
 }
-TOKENS = (1, 2, 3, 5, 64, 129, 500, 512, 600)
+TOKENS = (1, 2, 3, 5, 16, 17, 64, 129, 500, 512, 600, 4500)
 
 
 def made(seed: int, *shape: int) -> Tensor:

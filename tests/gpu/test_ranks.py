@@ -104,7 +104,7 @@ def test_every_kind_of_choice_in_graphs(case: tuple[Path, Judge], size: int) -> 
         ),
     ]
     given = [kinds[index % len(kinds)] for index in range(21)]
-    with load(path, size) as llm:
+    with load(path, size, cache="naive") as llm:  # both runs have the same steps
         first, again = llm.generate(prompts(), given), llm.generate(prompts(), given)
     greedy = [done for done, params in zip(first, given, strict=True) if params.logprobs]
     judge.check([(done.prompt_token_ids, done.token_ids) for done in greedy])
@@ -113,5 +113,4 @@ def test_every_kind_of_choice_in_graphs(case: tuple[Path, Judge], size: int) -> 
             assert all(score.logprob == score.top_logprobs[0] for score in done.logprobs or [])
         if params.logit_bias:
             assert 7 not in done.token_ids
-    same = sum(one.token_ids == two.token_ids for one, two in zip(first, again, strict=True))
-    assert same >= 18, "seeds repeat, but for what the prefix cache's other shapes round"
+    assert [done.token_ids for done in again] == [done.token_ids for done in first]

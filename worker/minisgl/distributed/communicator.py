@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Communicator:
         self.size = size
         self._transport = transport
         self._peers = peers
+        self._ending = threading.Lock()
+        """`abandon` and `close` may come from two threads."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over the ranks, in place. Each sum is made once, so every rank holds the same bits."""
@@ -88,19 +91,24 @@ class Communicator:
 
         A collective on a CPU fails by itself.
         """
-        if self._peers is not None:
-            self._peers.abandon()
-        if self._transport is not None:
-            self._transport.abandon()
+        with self._ending:
+            if self._peers is not None:
+                self._peers.abandon()
+            if self._transport is not None:
+                self._transport.abandon()
 
     def close(self) -> None:
-        """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails."""
-        if self._peers is not None:
-            self._peers.close()
-            self._peers = None
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        """Leave the group, whose collectives are no more: a rank that waits for this one in one of them fails.
+
+        No CUDA graph may be left that captured one.
+        """
+        with self._ending:
+            if self._peers is not None:
+                self._peers.close()
+                self._peers = None
+            if self._transport is not None:
+                self._transport.close()
+                self._transport = None
 
 
 def connect(

@@ -7,7 +7,6 @@ its user guide, "API".
 from __future__ import annotations
 
 import ctypes
-import threading
 from ctypes import byref, c_char, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 
@@ -74,7 +73,6 @@ class Nccl:
             store.set("nccl", bytes(identity).hex())
         identity = _UniqueId.from_buffer_copy(bytes.fromhex(store.get("nccl").decode()))
         self._comm = c_void_p()
-        self._closing = threading.Lock()
         _check(self._library.ncclCommInitRank(byref(self._comm), size, identity, rank))
 
     def all_reduce(self, tensor: Tensor) -> None:
@@ -103,11 +101,10 @@ class Nccl:
         self.close()
 
     def close(self) -> None:
-        """Abort rather than finish: the other ranks may be gone. Waits as `abandon` does, and for it."""
-        with self._closing:
-            if self._comm:
-                self._library.ncclCommAbort(self._comm)
-                self._comm = c_void_p()
+        """Abort rather than finish: the other ranks may be gone. Waits as `abandon` does."""
+        if self._comm:
+            self._library.ncclCommAbort(self._comm)
+            self._comm = c_void_p()
 
 
 def _stream() -> int:

@@ -19,15 +19,18 @@ from minisgl.kernel import kernels_for
 logger = logging.getLogger("minisgl.distributed")
 
 MOST_ROWS = 512
-"""Rows of a message that goes through peer memory; NCCL sends what is longer."""
+"""Rows of a message that goes through peer memory; NCCL sends what is longer, between more than two ranks."""
+LETTER_ROWS, LETTER_BYTES = 16, 256 * 1024
+"""Rows that go by letter, and bytes that a rank sends so, the counts not counted."""
 AT_ONCE_BYTES = 256 * 1024
-"""Up to so many bytes, sent to all ranks together, every rank sums every row: one meeting instead of two."""
-PROGRAMS = 512
-"""Most programs of a kernel."""
+"""What a rank may send too much for the sake of one meeting instead of two: every row to all ranks, which all sum
+it, rather than to the one that does, and the sum to all. Of two ranks, either way sends as much."""
+PROGRAMS = 2048
+"""Most programs of a kernel, each with a row: the piece of a long message between two ranks."""
 ALIGNMENT = 1024
 """Bytes."""
 RAISED = 0x3F
-"""Of a flag's bytes: a count beyond all that are waited for."""
+"""Each byte of a count beyond all that are waited for."""
 
 
 class Messages(NamedTuple):
@@ -56,14 +59,18 @@ class Peers:
         self._memory = memory
         self._messages = messages
         self._ranks = size = len(addresses)
-        _, arrivals, sums, columns, values, _ = _offsets(size, messages)
+        _, letters, arrivals, sums, columns, values, _ = _offsets(size, messages)
         count = -(-messages.rows // size) * size * messages.width * messages.dtype.itemsize
         self._kernels = kernels_for(own, "peers")
         self._mapped = self._kernels.Mapped(
             rank,
-            _group_rows(size),
+            LETTER_ROWS,
+            _rows(size),
             torch.tensor(addresses, dtype=torch.int64, device=own.device),
-            *(tuple(address + start for address in addresses) for start in (arrivals, sums, columns, values)),
+            *(
+                tuple(address + start for address in addresses)
+                for start in (letters, arrivals, sums, columns, values)
+            ),
             own_columns=own[columns : columns + count].view(messages.dtype).view(-1, size * messages.width),
             counts=torch.zeros(PROGRAMS, dtype=torch.int32, device=own.device),
         )
@@ -71,10 +78,21 @@ class Peers:
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor | None:
         """As `Communicator.add_rms_norm`."""
         hidden_size, _, _, dtype = self._messages
-        if not 0 < len(x) <= MOST_ROWS or x.shape[1] != hidden_size or x.dtype != dtype:
+        if not len(x) or x.shape[1] != hidden_size or x.dtype != dtype:
             return None
-        few = len(x) <= _group_rows(self._ranks) and x.nbytes * (self._ranks - 1) <= AT_ONCE_BYTES
-        add = self._kernels.add_rms_norm_at_once if few else self._kernels.add_rms_norm_in_two
+        rows, ranks, kernels = len(x), self._ranks, self._kernels
+        if (
+            rows <= LETTER_ROWS
+            and x.nbytes * (ranks - 1) <= LETTER_BYTES
+            and (dtype.itemsize, hidden_size % 2) == (2, 0)
+        ):
+            add = kernels.add_rms_norm_by_letter
+        elif ranks == 2 or x.nbytes * (ranks - 1) * (ranks - 2) <= AT_ONCE_BYTES * ranks:
+            add = kernels.add_rms_norm_at_once
+        elif rows <= MOST_ROWS:
+            add = kernels.add_rms_norm_in_two
+        else:
+            return None
         return add(self._mapped, x, residual, weight, eps)  # type: ignore[no-any-return]
 
     def exchange(self, columns: Tensor) -> Tensor | None:
@@ -93,7 +111,7 @@ class Peers:
     def abandon(self) -> None:
         """Raise every flag of this rank, so that no kernel waits for another rank any more."""
         if self._memory is not None:
-            self._memory.fill(RAISED, _offsets(self._ranks, self._messages)[1])
+            self._memory.fill(RAISED, _offsets(self._ranks, self._messages)[2])
 
     def close(self) -> None:
         """Unmap the other ranks' buffers and free this one's, to which no rank writes any more."""
@@ -138,15 +156,22 @@ def buffer_bytes(size: int, messages: Messages) -> int:
     return _offsets(size, messages)[-1]
 
 
-def _group_rows(size: int) -> int:
-    """Rows that each of `size` ranks sums when they divide the most that there are."""
-    return -(-MOST_ROWS // size)
+def _rows(size: int) -> int:
+    """That come from each of `size` ranks at a time: in a piece, or in a share of the most that they divide."""
+    return PROGRAMS if size == 2 else -(-MOST_ROWS // size)
 
 
 def _offsets(size: int, messages: Messages) -> list[int]:
-    """Where each part of a buffer begins (flags, arrivals, sums, columns, values), and where the last ends."""
+    """Where each part of a buffer begins (flags, letters, arrivals, sums, columns, values), and the last ends."""
     hidden_size, width, rows, dtype = messages
     part = -(-rows // size)
-    summed = 2 * size * _group_rows(size) * hidden_size * dtype.itemsize
-    sections = [2 * size * PROGRAMS * 4, summed, summed, part * size * width * dtype.itemsize, size * part * 8]
+    arrivals = 2 * size * _rows(size) * hidden_size * dtype.itemsize
+    sections = [
+        2 * size * PROGRAMS * 4,
+        2 * size * LETTER_ROWS * (hidden_size // 2) * 8,
+        arrivals,
+        0 if size == 2 else arrivals,
+        part * size * width * dtype.itemsize,
+        size * part * 8,
+    ]
     return list(accumulate((-(-section // ALIGNMENT) * ALIGNMENT for section in sections), initial=0))

@@ -2,9 +2,14 @@
 
 A rank writes into the other ranks' buffers over NVLink and then raises a flag there; a rank that has seen every
 flag reads its own buffer. Program p of a kernel meets only program p of the other ranks, which all launch the same
-kernels in the same order. Flags are counts, so nothing has to be lowered. A program's count says which of two
-halves of the buffer it uses this time. What a half holds is read before its owner raises the flags of the next
-time, and written again no earlier than the time after: nobody overwrites what is still read.
+kernels in the same order; a GPU starts programs in their order, so the first that waits anywhere is met. Flags are
+counts, so nothing has to be lowered. A program's count says which of two halves of the buffer it uses this time.
+What a half holds is read before its owner raises the flags of the next time, and written again no earlier than the
+time after: nobody overwrites what is still read.
+
+The fewest bytes go by letter: each 8 bytes hold 4 of the message and the count, so that a rank sees from the
+message itself that it is there. That spares the sender the wait, before it may raise a flag, for all that it wrote
+to have arrived. (NCCL calls this protocol LL.)
 
 The reference of each is a method of `minisgl.distributed.communicator.Communicator` without peers.
 """
@@ -31,14 +36,16 @@ class Mapped(NamedTuple):
     """
 
     rank: int
+    letter_rows: int
     rows: int
-    """Of `arrivals`."""
     addresses: Tensor
     """int64 [ranks]: where each rank's buffer begins."""
+    letters: tuple[int, ...]
+    """int64 [2, ranks, letter_rows, size / 2], all zero at first."""
     arrivals: tuple[int, ...]
     """[2, ranks, rows, size]."""
     sums: tuple[int, ...]
-    """[2, ranks * rows, size]."""
+    """[2, ranks * rows, size], or nothing where `add_rms_norm_in_two` is not called."""
     columns: tuple[int, ...]
     """[rows of logits, width of all ranks]."""
     values: tuple[int, ...]
@@ -49,22 +56,37 @@ class Mapped(NamedTuple):
     """int32 [programs], on this GPU: how often each program has met the others; zeros at first."""
 
 
-def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_rms_norm_by_letter(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Sum x [T, size] over the ranks, add it to `residual` in place -> the sum normalized and times `weight`.
 
-    Every rank sends every row to every other. T is at most `mapped.rows`.
+    T is at most `mapped.letter_rows`, size is even, and numbers have 16 bits.
     """
     out = torch.empty_like(x)
-    size = x.shape[1]
-    _sum_at_once[(len(x),)](
-        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, mapped.rows, eps,
-        triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
+    pairs = x.shape[1] // 2
+    both = (tensor.view(torch.int32) for tensor in (x, residual, weight, out))
+    _sum_by_letter[(len(x),)](
+        *both, x, mapped.letters, mapped.counts, pairs, mapped.letter_rows, eps, triton.next_power_of_2(pairs),
+        mapped.rank, len(mapped.letters), early(), num_warps=_warps(x.shape[1]), launch_pdl=early(),
     )  # fmt: skip
     return out
 
 
+def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same, for any T, size and type. Every rank sends every row to every other, `mapped.rows` at a time."""
+    out = torch.empty_like(x)
+    size = x.shape[1]
+    for first in range(0, len(x), mapped.rows):
+        count = min(len(x) - first, mapped.rows)
+        _sum_at_once[(count,)](
+            x[first:], residual[first:], weight, out[first:], mapped.addresses, mapped.arrivals, mapped.counts,
+            size, mapped.rows, eps, triton.next_power_of_2(size), *_place(mapped), early(),
+            num_warps=_warps(size), launch_pdl=early(),
+        )  # fmt: skip
+    return out
+
+
 def add_rms_norm_in_two(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same for more rows: a row is summed by one rank, which sends the sum to the others.
+    """The same: a row is summed by one rank, which sends the sum to the others.
 
     T is at most `ranks` times `mapped.rows`.
     """
@@ -106,6 +128,73 @@ def collect(mapped: Mapped, own: Tensor, total: int) -> Tensor:
 
 
 @triton.jit
+def _sum_by_letter(
+    x, residual, weight, out, like, letters, counts, pairs, rows, eps, block: tl.constexpr, rank: tl.constexpr,
+    ranks: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """Numbers come in pairs, of 32 bits; `like` points to what they are."""
+    begin(early)
+    program = tl.program_id(0)
+    row = program.to(tl.int64)
+    pair = tl.arange(0, block)
+    mask = pair < pairs
+    count = tl.load(counts + program) + 1
+    half = (count & 1) * ranks
+    own = tl.load(x + row * pairs + pair, mask, 0)
+    letter = (count.to(tl.int64) << 32) | (own.to(tl.int64) & 0xFFFFFFFF)
+    for peer in tl.static_range(ranks):
+        if peer != rank:
+            theirs = letters[peer].to(tl.pointer_type(tl.int64), bitcast=True)
+            tl.store(theirs + ((half + rank) * rows + row) * pairs + pair, letter, mask)
+    before = tl.load(residual + row * pairs + pair, mask, 0)
+    factors = tl.load(weight + pair, mask, 0)
+    low = tl.zeros((block,), tl.float32)
+    high = tl.zeros((block,), tl.float32)
+    mine = letters[rank].to(tl.pointer_type(tl.int64), bitcast=True)
+    for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
+        numbers = own
+        if peer != rank:
+            numbers = _read_letters(mine + ((half + peer) * rows + row) * pairs + pair, mask, count, block)
+        low += _low(numbers, like)
+        high += _low(numbers >> 16, like)
+    low += _low(before, like)
+    high += _low(before >> 16, like)
+    rounded = _joined(low, high, like)
+    tl.store(residual + row * pairs + pair, rounded, mask)
+    low = _low(rounded, like)
+    high = _low(rounded >> 16, like)
+    scale = tl.rsqrt(tl.sum(low * low + high * high) / (2 * pairs) + eps)
+    low *= scale * _low(factors, like)
+    high *= scale * _low(factors >> 16, like)
+    tl.store(out + row * pairs + pair, _joined(low, high, like), mask)
+    tl.store(counts + program, count)
+
+
+@triton.jit
+def _read_letters(place, mask, count, block: tl.constexpr):
+    """What they say, int32, when all have come that were sent the `count`-th time."""
+    letter = tl.zeros((block,), tl.int64)
+    late = 1
+    while late > 0:
+        letter = tl.load(place, mask, 0, volatile=True)
+        late = tl.sum((mask & ((letter >> 32).to(tl.int32) - count < 0)).to(tl.int32))
+    return letter.to(tl.int32)
+
+
+@triton.jit
+def _low(numbers, like):
+    """The lower of each pair, in float32."""
+    return numbers.to(tl.int16).to(like.dtype.element_ty, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _joined(low, high, like):
+    """float32 -> pairs."""
+    lower = low.to(like.dtype.element_ty).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return lower | (high.to(like.dtype.element_ty).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+
+
+@triton.jit
 def _sum_at_once(
     x, residual, weight, out, addresses, arrivals, counts, size, rows, eps, block: tl.constexpr,
     rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
@@ -119,13 +208,17 @@ def _sum_at_once(
     half = (count & 1) * ranks
     values = tl.load(x + row * size + column, mask, 0.0)
     for peer in tl.static_range(ranks):
-        theirs = _place_of(arrivals[peer], x)
-        tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
+        if peer != rank:
+            theirs = _place_of(arrivals[peer], x)
+            tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
     _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     total = tl.zeros((block,), tl.float32)
     mine = _place_of(arrivals[rank], x)
     for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
-        total += _arrived(mine + ((half + peer) * rows + row) * size + column, mask)
+        if peer == rank:
+            total += values.to(tl.float32)
+        else:
+            total += _arrived(mine + ((half + peer) * rows + row) * size + column, mask)
     _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps)
     tl.store(counts + program, count)
 

@@ -249,6 +249,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the engine and end the other ranks."""
+        self._ranks.expect_end()
         with suppress(zmq.Again):  # those that are left of them are killed
             self._broadcaster.send(Round(messages=[], stop=True), wait=False)
         self._engine.close()

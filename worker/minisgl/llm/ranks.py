@@ -48,9 +48,13 @@ class OtherRanks:
         if self._processes and self._lost.wait(seconds):
             raise RankLostError(f"{self._reason}: this LLM can compute no more")
 
+    def expect_end(self) -> None:
+        """From now on, a rank that ends as it was told to is not lost."""
+        self._closing = True
+
     def stop(self) -> None:
         """Wait until they have ended, as they were told to; kill those that do not."""
-        self._closing = True
+        self.expect_end()
         for process in self._processes.values():
             try:
                 process.wait(timeout=LEAVING_SECONDS)
@@ -63,7 +67,7 @@ class OtherRanks:
     def _wait(self, name: str, process: subprocess.Popen[bytes], on_loss: Callable[[], None]) -> None:
         status = process.wait()
         with self._lock:
-            if self._closing or self._lost.is_set():
+            if (self._closing and not status) or self._lost.is_set():
                 return
             self._reason = f"{name} {ending(status)}"
             self._lost.set()
