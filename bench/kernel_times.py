@@ -103,23 +103,23 @@ def to_lines(times: Times, less: Times, steps: int) -> list[Line]:
     for name, (time, calls) in times.items():
         less_time, less_calls = less.get(name, (0.0, 0))
         line = Line(name, where.get(name, ""), round((time - less_time) / steps, 2), (calls - less_calls) / steps)
-        if line.microseconds > 0:
+        if line.microseconds > 0 and line.calls > 0:  # not what only the prefills, of both runs, took
             lines.append(line)
     return sorted(lines, key=lambda line: -line.microseconds)
 
 
 def kernel_modules() -> dict[str, str]:
-    """Of each kernel of this package, by its name in a profile, the file that has it, or those that may."""
+    """Of each kernel of this package, by its name in a profile, the file that has it."""
     try:
         from triton.runtime.jit import JITFunction  # noqa: PLC0415  not on every machine
     except ImportError:
         return {}
-    found: dict[str, list[str]] = {}
-    for module in iter_modules(minisgl.kernel.__path__):
-        for name, value in vars(import_module(f"minisgl.kernel.{module.name}")).items():
-            if isinstance(value, JITFunction) and value.fn.__module__ == f"minisgl.kernel.{module.name}":
-                found.setdefault(name, []).append(f"kernel/{module.name}.py")
-    return {name: " or ".join(files) for name, files in found.items()}
+    return {
+        name: f"kernel/{module.name}.py"
+        for module in iter_modules(minisgl.kernel.__path__)
+        for name, value in vars(import_module(f"minisgl.kernel.{module.name}")).items()
+        if isinstance(value, JITFunction) and value.fn.__module__ == f"minisgl.kernel.{module.name}"
+    }
 
 
 def print_lines(text: str, lines: list[Line]) -> None:

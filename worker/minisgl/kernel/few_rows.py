@@ -44,7 +44,7 @@ def decode(
     mixed = torch.empty((rows * kv_heads * parts, group, head_dim), dtype=torch.float32, device=heads.device)
     sums = torch.empty((rows * kv_heads * parts, 2, group), dtype=torch.float32, device=heads.device)
     query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
-    _decode[(rows, kv_heads, parts)](
+    _decode_few_rows[(rows, kv_heads, parts)](
         heads, query_weight, key_weight, rotation, cache, tables, lengths, out, mixed, sums, counters,
         eps, head_dim**-0.5 * 1.4426950408889634, cache.stride(0), tables.shape[1], window or NO_WINDOW,
         query_heads, kv_heads, head_dim, group, norms is not None, page_size, BLOCK, parts, early(),
@@ -54,7 +54,7 @@ def decode(
 
 
 @triton.jit
-def _decode(
+def _decode_few_rows(
     heads, query_weight, key_weight, rotation, cache, tables, lengths, out, part_mixed, part_sums, counters,
     eps, scale, slot_stride, width, window,
     query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, group: tl.constexpr,
@@ -77,7 +77,7 @@ def _decode(
     cached = cache + kv_head * head_dim + column[None, :]
     start = first + part * blocks_each * block
     end = tl.minimum(start + blocks_each * block, last)
-    keys, values, seen = _read(pages, cached, start, end, slot_stride, kv_heads * head_dim, page_size, block)
+    keys, values, seen = _read_block(pages, cached, start, end, slot_stride, kv_heads * head_dim, page_size, block)
     wait_for_earlier(early)
     kind: tl.constexpr = heads.dtype.element_ty
     other = (column + head_dim // 2) % head_dim  # the dimension that each one is paired with
@@ -104,10 +104,16 @@ def _decode(
         largest = tl.sum(query.to(tl.float32) * key.to(tl.float32), axis=1) * scale
         total += 1.0
         mixed += value.to(tl.float32)
-    largest, total, mixed = _attend(query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed)
+    largest, total, mixed = _attend_to_block(
+        query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed
+    )
     for at in tl.range(start + block, end, block, num_stages=2):
-        keys, values, seen = _read(pages, cached, at, end, slot_stride, kv_heads * head_dim, page_size, block)
-        largest, total, mixed = _attend(query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed)
+        keys, values, seen = _read_block(
+            pages, cached, at, end, slot_stride, kv_heads * head_dim, page_size, block
+        )
+        largest, total, mixed = _attend_to_block(
+            query, keys.to(kind), values.to(kind), seen, scale, largest, total, mixed
+        )
     place = out + (row * query_heads + query_head) * head_dim + column[None, :]
     if active == 1:
         tl.store(place, (mixed / total[:, None]).to(kind), mine)
@@ -144,7 +150,7 @@ def _decode(
 
 
 @triton.jit
-def _read(
+def _read_block(
     pages, cached, start, end, slot_stride, value_offset, page_size: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
     """Keys and values [block, head_dim] of the tokens from `start`, and which of them are before `end`."""
@@ -156,7 +162,7 @@ def _read(
 
 
 @triton.jit
-def _attend(query, keys, values, seen, scale, largest, total, mixed):
+def _attend_to_block(query, keys, values, seen, scale, largest, total, mixed):
     """Take in more tokens (online softmax: Milakov and Gimelshein 2018)."""
     scores = tl.where(seen[None, :], tl.dot(query, keys.T) * scale, -1.0e30)
     higher = tl.maximum(largest, tl.max(scores, axis=1))

@@ -131,7 +131,7 @@ def route(logits: Tensor, choices: int, normalize: bool, rows: int) -> Blocks:
         tile, width, early(), num_warps=warps, launch_pdl=early(),
     )  # fmt: skip
     if parts > 1:
-        _scan[(triton.cdiv(experts, 4),)](counts, parts, experts, 4, 256, early(), launch_pdl=early())
+        _add_up_parts[(triton.cdiv(experts, 4),)](counts, parts, experts, 4, 256, early(), launch_pdl=early())
         _arrange[(parts,)](
             chosen, counts, order, plan, tokens, parts, experts, choices, rows, tile, width, early(),
             num_warps=warps, launch_pdl=early(),
@@ -173,7 +173,7 @@ def _route(
 
 
 @triton.jit(do_not_specialize=["parts"])
-def _scan(
+def _add_up_parts(
     counts, parts, experts: tl.constexpr, columns: tl.constexpr, block: tl.constexpr, early: tl.constexpr
 ):  # fmt: skip
     """Replace each part's number of pairs by the number in all parts before it; the last row gets the sums."""

@@ -75,7 +75,7 @@ def plan(tiles: Tensor, window: int | None, kv_heads: int, programs: int) -> Pla
         torch.empty((FIELDS, count + target), dtype=torch.int32, device=tiles.device),
         torch.empty(1, dtype=torch.int32, device=tiles.device),
     )
-    _plan[(1,)](
+    _plan_tiles[(1,)](
         tiles, *made, count, target, kv_heads, programs, window or 0, KEYS, MOST_PARTS, START, MERGE,
         max(triton.next_power_of_2(count), 16), early(), num_warps=8, launch_pdl=early(),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def plan(tiles: Tensor, window: int | None, kv_heads: int, programs: int) -> Pla
 
 
 @triton.jit
-def _plan(
+def _plan_tiles(
     tiles, parts, number, tile_count, target, kv_heads, programs, window, keys: tl.constexpr, most: tl.constexpr,
     start: tl.constexpr, merge: tl.constexpr, block: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip

@@ -219,7 +219,7 @@ def _sum_at_once(
             total += values.to(tl.float32)
         else:
             total += _arrived(mine + ((half + peer) * rows + row) * size + column, mask)
-    _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps)
+    _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps)
     tl.store(counts + program, count)
 
 
@@ -254,7 +254,7 @@ def _sum_in_two(
     for part in tl.static_range(ranks):
         row = group * ranks + part
         inside = mask & (row < tokens)
-        _add_rms_norm(
+        _add_and_normalize(
             _arrived(_place_of(sums[rank], x) + place + part * size, inside),
             residual,
             weight,
@@ -351,7 +351,7 @@ def _arrived(place, mask):
 
 
 @triton.jit
-def _add_rms_norm(total, residual, weight, out, row, column, mask, size, eps):
+def _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps):
     """As `minisgl.kernel.layers.add_rms_norm`, of one row whose summand is `total`."""
     total += tl.load(residual + row * size + column, mask, 0.0).to(tl.float32)
     rounded = total.to(residual.dtype.element_ty)

@@ -125,7 +125,7 @@ def _scan(
     """Of each group: the largest logit, and the weight of all beside it."""
     begin(early)
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
-    values = _read(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
+    values = _read_group(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
     largest = tl.max(values, axis=1)
     tl.store(most + index * width + part, largest)
     degrees = tl.load(temperature + tl.load(rows + index))
@@ -143,8 +143,8 @@ def _count(
     index, part = tl.program_id(0).to(tl.int64), tl.program_id(1) * groups + tl.arange(0, groups)
     bound = tl.load(floor + index)
     if tl.max(tl.load(most + index * width + part)) >= bound:
-        values = _read(logits + index * vocab, part, vocab, group, -float("inf"))
-        places = counts + index * 65536 + _place(values)
+        values = _read_group(logits + index * vocab, part, vocab, group, -float("inf"))
+        places = counts + index * 65536 + _bucket(values)
         tl.atomic_add(places, 1, values.to(tl.float32) >= bound, sem="relaxed")
 
 
@@ -161,7 +161,7 @@ def _rank(
         kind: tl.constexpr = logits.dtype.element_ty
         row = tl.load(rows + index)
         degrees, largest = tl.load(temperature + row), tl.load(peak + index)
-        first, last = _place(largest.to(kind)), _place(bound.to(kind))
+        first, last = _bucket(largest.to(kind)), _bucket(bound.to(kind))
         counts += index * 65536
         share = tl.load(total + index).to(tl.float64)
         p = tl.load(top_p + row).to(tl.float64)
@@ -224,7 +224,7 @@ def _weigh(
         if largest_here >= lowest:
             row = tl.load(rows + index)
             degrees, p = tl.load(temperature + row), tl.load(min_p + row)
-            values = _read(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
+            values = _read_group(logits + index * vocab, part, vocab, group, -float("inf")).to(tl.float32)
             kept = tl.sum(_kept(values, tl.load(peak + index), lowest, degrees, p), axis=1)
         tl.store(weight + index * width + part, kept)
 
@@ -264,7 +264,7 @@ def _pick(
             place = _passed(share, target)
         place = tl.minimum(place, groups - 1)  # as is the token: logits that are not numbers lead nowhere
         target -= tl.sum(tl.where(part < place, share, 0.0))
-        values = _read(logits + index * vocab, place, vocab, group, -float("inf")).to(tl.float32)
+        values = _read_group(logits + index * vocab, place, vocab, group, -float("inf")).to(tl.float32)
         if is_drawn:
             if filtered:
                 weights = _kept(values, largest, tl.load(least + index), degrees, m)
@@ -299,7 +299,7 @@ def _pick(
 
 
 @triton.jit
-def _read(logits, part, vocab, group: tl.constexpr, other: tl.constexpr):
+def _read_group(logits, part, vocab, group: tl.constexpr, other: tl.constexpr):
     """The logits of groups `part`: [group] of one, [groups, group] of several."""
     columns = tl.expand_dims(part * group, -1) + tl.arange(0, group)
     return tl.load(logits + columns, columns < vocab, other)
@@ -318,7 +318,7 @@ def _kept(values, largest, least, degrees, min_p):
 
 
 @triton.jit
-def _place(value):
+def _bucket(value):
     """The place of a number of 16 bits among all of them, in descending order."""
     bits = value.to(tl.int16, bitcast=True).to(tl.int32)
     return tl.where(bits < 0, 0x8000 + (bits & 0x7FFF), 0x7FFF - bits)

@@ -34,7 +34,7 @@ def count(tokens: Tensor, rows: Tensor, table: Table) -> None:
     """`tokens` have been chosen for `rows`, both int64 [S]."""
     size = len(rows)
     kinds, _, seen, *_ = table
-    _count[(triton.cdiv(size, 128),)](
+    _count_tokens[(triton.cdiv(size, 128),)](
         tokens, rows, kinds, seen, size, seen.shape[1], 128, early(), launch_pdl=early()
     )
 
@@ -84,7 +84,7 @@ def _shape(
 
 
 @triton.jit
-def _count(tokens, rows, kinds, seen, size, vocab, block: tl.constexpr, early: tl.constexpr):
+def _count_tokens(tokens, rows, kinds, seen, size, vocab, block: tl.constexpr, early: tl.constexpr):
     """Rows differ, but for the padding row's, which is of no kind."""
     begin(early)
     index = tl.program_id(0) * block + tl.arange(0, block)
