@@ -8,11 +8,14 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from minisgl.engine import engine
 from minisgl.llm import LLM, RankLostError, SamplingParams
+from minisgl.utils.errors import UserError
 from support.dummy_model import make_dummy_model
 from support.fake_workers import wait_until
 
@@ -64,3 +67,46 @@ def test_a_rank_that_dies_while_nobody_asks_is_named_and_the_others_end(model: P
         with pytest.raises(RankLostError, match="was killed by SIGTERM"):
             llm.generate([[1, 2, 3]], LONG)
         wait_until(lambda: not other_ranks())
+
+
+def kill_first() -> None:
+    os.kill(other_ranks()[0], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_rank_that_dies_before_the_ranks_have_met_is_named(model: Path, size: int) -> None:
+    def kill_when_there() -> None:
+        wait_until(lambda: len(other_ranks()) == size - 1)
+        kill_first()
+
+    threading.Thread(target=kill_when_there).start()
+    begun = time.monotonic()
+    with pytest.raises(RankLostError, match="was killed by SIGKILL"):
+        load(model, size)
+    assert time.monotonic() - begun < 10
+    assert not other_ranks()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(engine, "begin_loading"), (engine, "create_attention"), (engine.Engine, "_warm_up")]
+)
+def test_a_rank_that_dies_while_the_others_start_is_named(
+    model: Path, owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`name`: what rank 0 is about to do."""
+    original = getattr(owner, name)
+
+    def kill_and_go_on(*args: Any, **options: Any) -> Any:
+        kill_first()
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, kill_and_go_on)
+    with pytest.raises(RankLostError, match="was killed by SIGKILL"):
+        load(model, 4)
+    assert not other_ranks()
+
+
+def test_an_option_that_no_rank_can_use_is_said_as_it_is(model: Path) -> None:
+    with pytest.raises(UserError, match="--max-seq-len 10000000"):
+        LLM(str(model), dummy_weight=True, tp_size=2, max_seq_len=10_000_000)
+    assert not other_ranks()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +15,21 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from minisgl.distributed.nccl import Nccl
 from minisgl.distributed.peers import Messages, Peers, connect_peers
 from minisgl.distributed.transport import ProcessGroup, Transport
+
+POLL_SECONDS = 0.02
+"""Between two looks at whether all ranks have come."""
+
+
+class RankWatch(Protocol):
+    """Knows whether the other ranks live."""
+
+    def check(self) -> None:
+        """Raise if one has ended."""
+        ...
+
+    def when_lost(self, give_up: Callable[[], None]) -> None:
+        """Call `give_up`, once, in another thread, should one end or have ended; by then none is left."""
+        ...
 
 
 class Communicator:
@@ -119,15 +137,31 @@ def connect(
     *,
     pynccl: bool = True,
     messages: Messages | None = None,
+    watch: RankWatch | None = None,
 ) -> Communicator:
     """Meet the other ranks at `rendezvous_file`, a path on this host that no earlier group has used.
 
     Returns when all `size` ranks are there. `device` is this rank's. On GPUs `pynccl` calls NCCL without torch,
-    and `messages` go through peer memory, where the GPUs can map each other's.
+    and `messages` go through peer memory, where the GPUs can map each other's. `watch` gives up the waiting, and
+    later the communicator, when a rank is gone.
     """
     if size == 1:
         return Communicator()
     store = FileStore(rendezvous_file, size)
+    store.set(f"here-{rank}", "")
+    while not store.check([f"here-{other}" for other in range(size)]):  # libraries could not be told to give up
+        if watch is not None:
+            watch.check()
+        time.sleep(POLL_SECONDS)
+    comm = _connect(rank, size, store, device, pynccl, messages)
+    if watch is not None:
+        watch.when_lost(comm.abandon)
+    return comm
+
+
+def _connect(
+    rank: int, size: int, store: FileStore, device: torch.device, pynccl: bool, messages: Messages | None
+) -> Communicator:
     if device.type == "cpu":
         return Communicator(rank, size, ProcessGroup.gloo(store, rank, size))
     # NVLink's multicast is off unless the environment asks for it: a program that dies with it set up can leave a

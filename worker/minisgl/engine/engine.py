@@ -16,7 +16,7 @@ from minisgl.attention.registry import Setting, choose_attention, create_attenti
 from minisgl.core.batch import Batch, Join, PageWrite, PendingStep, PrefillChunk
 from minisgl.core.config import EngineConfig, EngineLimits
 from minisgl.core.sampling import SamplingParams
-from minisgl.distributed import Communicator, Messages, connect
+from minisgl.distributed import Communicator, Messages, RankWatch, connect
 from minisgl.engine.cuda_stream import CudaStream
 from minisgl.engine.fp8 import check_fp8
 from minisgl.engine.graphs import DecodeGraphs
@@ -38,8 +38,11 @@ class Engine:
     """Runs the steps of one rank: `minisgl.core.batch.Executor`. Ready when constructed."""
 
     @quick_switches()
-    def __init__(self, config: EngineConfig, model: ModelConfig) -> None:
-        """Raises `UserError` for a model, an option or a machine with which it cannot run."""
+    def __init__(self, config: EngineConfig, model: ModelConfig, watch: RankWatch | None = None) -> None:
+        """Raises `UserError` for a model, an option or a machine with which it cannot run.
+
+        `watch` knows when another rank is gone: launched steps end then, and what they give means nothing.
+        """
         longest = config.max_seq_len or model.max_position
         if longest > model.max_position:
             raise UserError(f"--max-seq-len {longest}: the model reads at most {model.max_position} tokens")
@@ -71,6 +74,7 @@ class Engine:
                 device,
                 pynccl=config.pynccl,
                 messages=Messages(model.hidden_size, width, config.max_running_requests, dtype),
+                watch=watch,
             )
         with self._phase("weights"):
             self._model, filling = begin_loading(
@@ -129,10 +133,6 @@ class Engine:
         if graphs is not None:
             graphs.capture_next()
         return any(graphs.later for graphs in every)
-
-    def abandon(self) -> None:
-        """Called by another thread, when a rank is gone: launched steps end, and what they give means nothing."""
-        self._comm.abandon()
 
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""

@@ -49,9 +49,13 @@ from minisgl.scheduler.scheduler import Scheduler
 from minisgl.tokenizer.detokenizer import Detokenizer
 from minisgl.tokenizer.prepare import prepare
 from minisgl.tokenizer.text import TextTokenizer
+from minisgl.utils.errors import UserError
 
 Prompt = str | list[int]
 Message = dict[str, Any]
+
+POLL_SECONDS = 0.02
+"""Between two looks at whether all ranks have come."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Completion:
 class LLM:
     """One model, loaded, with its KV cache. Not for use from several threads at once.
 
-    Raises `minisgl.utils.errors.UserError` when the model or an option cannot be used.
+    Raises `minisgl.utils.errors.UserError` when the model or an option cannot be used, and `RankLostError` when
+    another rank ends before all are ready.
     """
 
     def __init__(
@@ -143,15 +148,21 @@ class LLM:
         self._context: zmq.Context[Any] = zmq.Context()
         self._broadcaster = Broadcaster(self._context, addresses, tp_size)
         try:
-            self._engine = Engine(engine_config, config)
+            self._engine = Engine(engine_config, config, self._ranks)
             chores = True
             while chores:  # or the first `generate` would do them before it returns
-                self._broadcaster.send(Round(messages=[]))  # the other ranks do theirs in a round without messages
+                while not self._broadcaster.ready():
+                    self._ranks.check(POLL_SECONDS)
+                self._broadcaster.send(Round(messages=[]), wait=False)  # the other ranks do theirs in such a round
                 chores = self._engine.idle()
-        except BaseException:
-            self._stop_ranks()
+            self._ranks.check()
+        except BaseException as error:
+            try:
+                if isinstance(error, Exception) and not isinstance(error, UserError):
+                    self._ranks.check(NOTICED_SECONDS)
+            finally:
+                self._stop_ranks()
             raise
-        self._ranks.watch(self._engine.abandon)
         self.limits = self._engine.limits
         self._checker = GrammarChecker(str(path))
         self._built: SimpleQueue[int] = SimpleQueue()

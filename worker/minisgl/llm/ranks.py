@@ -37,11 +37,17 @@ class OtherRanks:
         """For the first of several that end."""
         self._lost = threading.Event()
         self._reason = ""
-
-    def watch(self, on_loss: Callable[[], None]) -> None:
-        """From now on, should a rank end: kill the others, then call `on_loss`, once, in a thread of its own."""
+        self._give_up: Callable[[], None] | None = None
         for name, process in self._processes.items():
-            threading.Thread(target=self._wait, args=(name, process, on_loss), daemon=True).start()
+            threading.Thread(target=self._wait, args=(name, process), daemon=True).start()
+
+    def when_lost(self, give_up: Callable[[], None]) -> None:
+        """Call `give_up`, once, in another thread, should a rank end or have ended; by then none is left."""
+        with self._lock:
+            self._give_up = give_up
+            lost = self._lost.is_set()
+        if lost:
+            threading.Thread(target=give_up, daemon=True).start()
 
     def check(self, seconds: float = 0) -> None:
         """Raise `RankLostError` if a rank has ended, or ends within `seconds`."""
@@ -64,14 +70,16 @@ class OtherRanks:
             if process.stdin is not None:
                 process.stdin.close()
 
-    def _wait(self, name: str, process: subprocess.Popen[bytes], on_loss: Callable[[], None]) -> None:
+    def _wait(self, name: str, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         with self._lock:
             if (self._closing and not status) or self._lost.is_set():
                 return
             self._reason = f"{name} {ending(status)}"
+            for other in self._processes.values():  # what they still send could hold up rank 0 again
+                other.kill()
+                other.wait()
             self._lost.set()
-        for other in self._processes.values():  # what they still send could hold up rank 0 again
-            other.kill()
-            other.wait()
-        on_loss()
+            give_up = self._give_up
+        if give_up is not None:
+            give_up()

@@ -40,6 +40,10 @@ class Broadcaster:
     def __init__(self, context: zmq.Context[Any], addresses: Addresses, tp_size: int) -> None:
         self._sockets = [push_socket(context, addresses.rank(rank), bind=True) for rank in range(1, tp_size)]
 
+    def ready(self) -> bool:
+        """Whether all are there, and `send` would not have to wait."""
+        return all(socket.poll(0, zmq.POLLOUT) for socket in self._sockets)
+
     def send(self, message: Round | StepDigest, *, wait: bool = True) -> None:
         """To all. Waits for those that have not come yet; without `wait`, raises `zmq.Again` instead."""
         if self._sockets:
