@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minisgl.models.config import ModelConfig
 
 PEERS = Path(__file__).parent / "peers.json"
 """Other engines on the same machine: what was measured, when, and of which versions."""
+PEERS_OPTIONS = MappingProxyType({"tp_size": 1, "quantization": "none", "kv_cache_dtype": "auto"})
+"""What they were measured with."""
 
 RATES = frozenset({"tokens/s", "requests/s"})
 """Units of which more is better; of all others less is."""
@@ -60,12 +63,15 @@ def _peers() -> dict[str, Any]:
     return found
 
 
-def peers_of(model: ModelConfig, name: str, gpu: str) -> dict[str, float]:
+def peers_of(
+    model: ModelConfig, name: str, gpu: str, options: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, float]:
     """Figure `name` of the other engines, where the model has the dimensions they were measured with and `gpu` is
-    theirs; else empty.
+    theirs; else empty. So it is when `options`, of `minisgl.llm.LLM`, ask for what they had not: several GPUs, or
+    FP8.
     """
     known = _peers()
-    if gpu != known["gpu"]:
+    if gpu != known["gpu"] or any(options.get(key, value) != value for key, value in PEERS_OPTIONS.items()):
         return {}
     for figure in known["figures"]:
         dimensions: dict[str, int] = known["models"][figure["model"]]

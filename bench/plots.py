@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator
 
 COLORS = ("#0b6e4f", "#d1603d", "#3d5a80", "#c9a227", "#7a6c8f")
 """Of engines, in their order; told apart by people who see few colours too."""
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace, _parser: argparse.ArgumentParser) -> None:
 def draw(path: Path) -> list[Path]:
     """Every picture that the results at `path` give, written beside it; returns where."""
     document = json.loads(path.read_text())
-    results, machine = document["results"], ", ".join(document["machine"]["gpus"]) or "CPU"
+    results, machine = document["results"], _machine(document)
     about = f"{document['settings']['model']}, {machine}, {document['date'][:10]}"
     command = document["settings"]["command"]
     pictures: dict[str, Canvas] = {}
@@ -66,12 +67,22 @@ def draw(path: Path) -> list[Path]:
     return written
 
 
+def _machine(document: dict[str, Any]) -> str:
+    gpus, used = (
+        document["machine"]["gpus"],
+        json.loads(document["settings"].get("options", "{}")).get("tp_size", 1),
+    )
+    if not gpus:
+        return "CPU"
+    return f"{used} x {gpus[0]}" if used > 1 else str(gpus[0])
+
+
 def figures_picture(figures: list[dict[str, Any]], about: str) -> Canvas:
     """A group of bars for each figure with a floor: how many times the floor each engine takes."""
     shown = [figure for figure in figures if figure["ratio_to_floor"] is not None]
     engines = ["MiniSGLang", *dict.fromkeys(engine for figure in shown for engine in figure["peers"])]
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(8, 1 + 0.2 * len(shown) * (len(engines) + 1)), layout="constrained")
+        canvas = Canvas(figsize=(8, 1.3 + 0.2 * len(shown) * (len(engines) + 1)), layout="constrained")
         axes = canvas.subplots()
         height = 0.8 / len(engines)
         for place, engine in enumerate(engines):
@@ -85,7 +96,7 @@ def figures_picture(figures: list[dict[str, Any]], about: str) -> Canvas:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("times the floor (1: what memory and tensor cores allow); less is better")
         axes.set_title(about)
-        axes.legend(loc="lower right")
+        canvas.legend(loc="outside lower center", ncols=len(engines))
     return canvas
 
 
@@ -113,6 +124,7 @@ def online_picture(results: dict[str, Any], about: str) -> Canvas:
         served.plot([0, most], [0, most], color="#aaaaaa", linewidth=1, linestyle=":", label="as offered")
         first.set_yscale("log")
         first.yaxis.set_major_formatter("{x:g}")
+        first.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # labels of all nine would overlap
         first.yaxis.set_minor_formatter("{x:g}")
         first.tick_params(axis="y", which="minor", labelsize=7)
         for axes, title in (

@@ -109,7 +109,7 @@ def _cases(args: argparse.Namespace, options: dict[str, Any], gpu: str) -> tuple
     engine = MiniSGLang(str(args.model), options, temperature=0.0)
     for case in cases:
         engine.temperature = case.temperature
-        result = run_case(case, {"minisgl": engine}, config, floor, args.runs if gpu else 1)[0]
+        result = run_case(case, {"minisgl": engine}, config, floor, args.runs if gpu else 1, options)[0]
         results.append(result)
         figures.append(Figure.of_json(result["figure"]))
         figures += [added[case.name]] if case.name in added else []

@@ -95,22 +95,31 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     }
     engines = {name: builders[name]() for name in wanted}
     floor = floor_of(args, model, options, report.gpu_name())
-    results = run_case(case, engines, model, floor, args.runs)
+    results = run_case(case, engines, model, floor, args.runs, options)
     for engine in engines.values():
         engine.close()
     report.save(args, case.name, results)
 
 
 def run_case(
-    case: Case, engines: Mapping[str, Engine], model: ModelConfig, floor: Floor | None, runs: int
+    case: Case,
+    engines: Mapping[str, Engine],
+    model: ModelConfig,
+    floor: Floor | None,
+    runs: int,
+    options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Measure, print a table, and return a result for each engine. No `floor`: none is known of this machine."""
+    """Measure, print a table, and return a result for each engine. No `floor`: none is known of this machine.
+
+    `options`: the engines', as far as they say what other engines can be compared with.
+    """
     workload = uniform(case.seed, case.requests, case.inputs, case.outputs, model.vocab_size)
     workloads = [workload] if case.command != "step" else [workload, workload.first_tokens()]
     seconds = measure(engines, workloads, runs)
     results = []
     for name, times in seconds.items():
-        figure = to_figure(case, workload, times, model, floor)
+        peers = peers_of(model, case.name, report.gpu_name(), options)
+        figure = to_figure(case, workload, times, floor, peers)
         results.append(
             {
                 "engine": name,
@@ -133,7 +142,7 @@ def run_case(
 
 
 def to_figure(
-    case: Case, workload: Workload, times: list[list[float]], model: ModelConfig, floor: Floor | None
+    case: Case, workload: Workload, times: list[list[float]], floor: Floor | None, peers: dict[str, float]
 ) -> Figure:
     """The number that the case is about. `times`: wall seconds of the workload's runs, and for `step` those of its
     first tokens alone.
@@ -141,7 +150,6 @@ def to_figure(
     lengths = [len(prompt) for prompt in workload.prompts]
     least = None if floor is None else floor.generate(lengths, workload.output_lengths)
     seconds = statistics.median(times[0])
-    peers = peers_of(model, case.name, report.gpu_name())
     if case.command == "step":
         steps = max(workload.output_lengths) - 1
         value = (seconds - statistics.median(times[1])) / steps * 1e3

@@ -107,6 +107,9 @@ def test_peers_only_stand_beside_their_own_model_and_gpu(models: dict[str, Model
     }
     assert peers_of(models["Qwen3-14B"], "step-64", "NVIDIA H200")["vLLM"] == 11.91
     assert not peers_of(small, "offline-256-seed1", "NVIDIA H100")
+    assert peers_of(small, "offline-256-seed1", "NVIDIA H200", {"tp_size": 1, "page_size": 64})
+    for options in ({"tp_size": 2}, {"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}):
+        assert not peers_of(small, "offline-256-seed1", "NVIDIA H200", options), "the peers had not"
     assert not peers_of(small, "offline-16-seed1", "NVIDIA H200")
 
 
