@@ -101,6 +101,9 @@ class Rows:
         """Rows whose newest request asks for log-probabilities, and of how many of the most likely tokens."""
         self._question: Question | None = None
         self._choices = [Choice.GREEDY] * num_rows
+        self._chosen: list[int] = []
+        self._choice = Choice.GREEDY
+        """What the rows of `_chosen` take: a list that is the same, in steady decoding, step after step."""
         self._top_ks = [0] * num_rows
         self._decode_list: list[int] = []
         self.decode_rows = self.upload([num_rows - 1] * num_rows)
@@ -133,7 +136,9 @@ class Rows:
 
     def choice(self, rows: list[int]) -> Choice:
         """What choosing the tokens of `rows` takes."""
-        return max((self._choices[row] for row in rows), default=Choice.GREEDY)
+        if rows is not self._chosen:
+            self._chosen, self._choice = rows, max((self._choices[row] for row in rows), default=Choice.GREEDY)
+        return self._choice
 
     def question(self, rows: list[int]) -> Question | None:
         """Which of `rows` ask for log-probabilities, None if none does. Uploaded when it has changed."""
@@ -221,6 +226,7 @@ class Rows:
         kernels_for(begun.logits, "sample").draw_filtered(begun, self.sampling, self.last_tokens, self._counts)
 
     def _join(self, joins: list[Join]) -> None:
+        self._chosen = []
         for join in joins:
             self._choices[join.row] = Choice.of(join.params)
             self._top_ks[join.row] = join.params.top_k

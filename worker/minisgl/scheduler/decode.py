@@ -12,7 +12,9 @@ class DecodeManager:
 
     def __init__(self) -> None:
         self._running: dict[Request, None] = {}
+        self._told: list[Request] | None = None
         self._rows: list[int] = []
+        """Of those of `_told`."""
         self.grammars = 0
         """How many of them have a grammar."""
         self._held = False
@@ -26,6 +28,7 @@ class DecodeManager:
 
     def add(self, request: Request) -> None:
         self._running[request] = None
+        self._told = None  # it may come back with another row
         self.grammars += request.matcher is not None
 
     def remove(self, request: Request) -> None:
@@ -33,8 +36,11 @@ class DecodeManager:
         self.grammars -= request.matcher is not None
 
     def unfinished(self) -> list[Request]:
-        """Those that want a further token even if none of the launched steps ends them."""
-        return [r for r in self._running if len(r.tokens) + r.in_flight < r.end]
+        """Those that want a further token even if none of the launched steps ends them.
+
+        Of a decoding request, `computed` is one less than the tokens that are known or in flight.
+        """
+        return [r for r in self._running if r.computed + 1 < r.end]
 
     def ready(self) -> list[Request]:
         """The unfinished ones that can decode in the next step.
@@ -52,7 +58,6 @@ class DecodeManager:
 
     def rows(self, requests: list[Request]) -> list[int]:
         """Their rows; the very list of the last call when nobody joined or left, so that it is uploaded once."""
-        rows = [r.row for r in requests]
-        if rows != self._rows:
-            self._rows = rows
+        if requests != self._told:
+            self._told, self._rows = requests, [r.row for r in requests]
         return self._rows

@@ -149,11 +149,12 @@ class Scheduler:
 
         batch.pages += [PageWrite(r.row, first, r.pages[first:]) for r, first in self._rewrites.items()]
         self._rewrites = {}
+        lengths = batch.decode_lengths
         for request in running:
-            request.computed += 1
             request.in_flight += 1
+            request.computed = computed = request.computed + 1
+            lengths.append(computed)
         batch.decode_rows = self.decode.rows(running)
-        batch.decode_lengths = [r.computed for r in running]
         sampled = [request for request, chunk in chunks if chunk.sample]
         for request in sampled:
             self._finish_prefill(request)
@@ -188,7 +189,7 @@ class Scheduler:
         retracted = False
         running = self.decode.ready()
         for request in running:
-            if request.computed < len(request.pages) * page_size:
+            if request.computed % page_size:  # it goes on in a page that it holds
                 continue
             while request.state is State.DECODE and not self.cache.available:
                 self._retract(max(self._holders(), key=lambda r: r.arrival))
@@ -273,28 +274,30 @@ class Scheduler:
 
         A request that was retracted while the step ran still gets its token; one that was finished does not.
         """
-        output = self._output
+        output, finished = self._output, State.FINISHED
+        uids, new_tokens = output.uids, output.tokens
         for place, request in step.scored:
             # Also of one that was finished: its copies share them. A retracted one may have computed some twice.
             assert scores is not None
             known_before = len(request.prompt_scores) - step.batch.prefill[place].start
             request.prompt_scores += scores.prompt[place][known_before:]
         for place, (request, token) in enumerate(zip(step.requests, tokens, strict=True)):
-            if request.state is State.FINISHED:
+            if request.state is finished:
                 continue
             known = request.tokens
-            if len(known) == request.prompt_length:
+            count = len(known)
+            if count == request.prompt_length:
                 output.opened.append(_open(request))
             request.in_flight -= 1
             known.append(token)
-            output.uids.append(request.uid)
-            output.tokens.append(token)
+            uids.append(request.uid)
+            new_tokens.append(token)
             if scores is not None and place in scores.sampled:
-                output.scored.append(len(output.tokens) - 1)
+                output.scored.append(len(new_tokens) - 1)
                 output.scores.append(scores.sampled[place])
             if token in request.stop_ids:
                 self._finish(request, FinishReason.STOP)
-            elif len(known) >= request.end:
+            elif count + 1 >= request.end:
                 self._finish(request, FinishReason.LENGTH)
             elif request.matcher:
                 request.matcher.advance(token)
@@ -374,6 +377,9 @@ class Scheduler:
         for r in holders:
             assert r.computed <= len(r.tokens) + r.in_flight
             assert r.computed <= len(r.pages) * self._limits.page_size
+        for r in self.decode:
+            assert r.computed == len(r.tokens) + r.in_flight - 1
+            assert len(r.pages) == -(-r.computed // self._limits.page_size)
         self.cache.check([page for r in holders for page in r.pages[r.prefix.pages :]])
 
 
