@@ -284,12 +284,11 @@ class Scheduler:
         for place, (request, token) in enumerate(zip(step.requests, tokens, strict=True)):
             if request.state is finished:
                 continue
-            known = request.tokens
-            count = len(known)
-            if count == request.prompt_length:
-                output.opened.append(_open(request))
             request.in_flight -= 1
-            known.append(token)
+            request.tokens.append(token)
+            length = len(request.tokens)
+            if length == request.prompt_length + 1:
+                output.opened.append(_open(request))
             uids.append(request.uid)
             new_tokens.append(token)
             if scores is not None and place in scores.sampled:
@@ -297,7 +296,7 @@ class Scheduler:
                 output.scores.append(scores.sampled[place])
             if token in request.stop_ids:
                 self._finish(request, FinishReason.STOP)
-            elif count + 1 >= request.end:
+            elif length >= request.end:
                 self._finish(request, FinishReason.LENGTH)
             elif request.matcher:
                 request.matcher.advance(token)
