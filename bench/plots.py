@@ -68,12 +68,11 @@ def draw(path: Path) -> list[Path]:
 
 
 def _machine(document: dict[str, Any]) -> str:
-    gpus, used = (
-        document["machine"]["gpus"],
-        json.loads(document["settings"].get("options", "{}")).get("tp_size", 1),
-    )
+    """The GPUs that were used, of those that were there."""
+    gpus = document["machine"]["gpus"]
     if not gpus:
         return "CPU"
+    used = json.loads(document["settings"].get("options", "{}")).get("tp_size", 1)
     return f"{used} x {gpus[0]}" if used > 1 else str(gpus[0])
 
 

@@ -1,6 +1,6 @@
 """Tensors between the ranks of one worker."""
 
-from minisgl.distributed.communicator import Communicator, RankWatch, connect
+from minisgl.distributed.communicator import POLL_SECONDS, Communicator, RankWatch, connect
 from minisgl.distributed.peers import Messages
 
-__all__ = ["Communicator", "Messages", "RankWatch", "connect"]
+__all__ = ["POLL_SECONDS", "Communicator", "Messages", "RankWatch", "connect"]

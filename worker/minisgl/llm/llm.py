@@ -36,6 +36,7 @@ from minisgl.core.config import (
     default_page_size,
 )
 from minisgl.core.sampling import SamplingParams
+from minisgl.distributed import POLL_SECONDS
 from minisgl.engine.engine import Engine
 from minisgl.engine.shaping import MOST_BIASES
 from minisgl.grammar.checker import GrammarChecker
@@ -53,9 +54,6 @@ from minisgl.utils.errors import UserError
 
 Prompt = str | list[int]
 Message = dict[str, Any]
-
-POLL_SECONDS = 0.02
-"""Between two looks at whether all ranks have come."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ class DecodeManager:
     def __init__(self) -> None:
         self._running: dict[Request, None] = {}
         self._told: list[Request] | None = None
+        """Whom `rows` was last asked about, if nobody has joined or left since."""
         self._rows: list[int] = []
         """Of those of `_told`."""
         self.grammars = 0
@@ -28,11 +29,12 @@ class DecodeManager:
 
     def add(self, request: Request) -> None:
         self._running[request] = None
-        self._told = None  # it may come back with another row
+        self._told = None
         self.grammars += request.matcher is not None
 
     def remove(self, request: Request) -> None:
         del self._running[request]
+        self._told = None  # it may come back with another row
         self.grammars -= request.matcher is not None
 
     def unfinished(self) -> list[Request]:
