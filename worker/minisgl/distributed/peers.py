@@ -25,8 +25,10 @@ LETTER_ROWS, LETTER_BYTES = 16, 256 * 1024
 AT_ONCE_BYTES = 256 * 1024
 """What a rank may send too much for the sake of one meeting instead of two: every row to all ranks, which all sum
 it, rather than to the one that does, and the sum to all. Of two ranks, either way sends as much."""
-PROGRAMS = 2048
-"""Most programs of a kernel, each with a row: the piece of a long message between two ranks."""
+PIECE_ROWS = 2048
+"""Of a long message between two ranks, that go at a time."""
+PROGRAMS = 1024
+"""Of any kernel, at most: those for short messages, and `PIECE_ROWS` by some rows each."""
 ALIGNMENT = 1024
 """Bytes."""
 RAISED = 0x3F
@@ -87,7 +89,9 @@ class Peers:
             and (dtype.itemsize, hidden_size % 2) == (2, 0)
         ):
             add = kernels.add_rms_norm_by_letter
-        elif ranks == 2 or x.nbytes * (ranks - 1) * (ranks - 2) <= AT_ONCE_BYTES * ranks:
+        elif ranks == 2 or (
+            rows <= _rows(ranks) and x.nbytes * (ranks - 1) * (ranks - 2) <= AT_ONCE_BYTES * ranks
+        ):
             add = kernels.add_rms_norm_at_once
         elif rows <= MOST_ROWS:
             add = kernels.add_rms_norm_in_two
@@ -157,8 +161,8 @@ def buffer_bytes(size: int, messages: Messages) -> int:
 
 
 def _rows(size: int) -> int:
-    """That come from each of `size` ranks at a time: in a piece, or in a share of the most that they divide."""
-    return PROGRAMS if size == 2 else -(-MOST_ROWS // size)
+    """That have room for what comes from each of `size` ranks: two send all rows, more divide them."""
+    return MOST_ROWS + PIECE_ROWS if size == 2 else -(-MOST_ROWS // size)
 
 
 def _offsets(size: int, messages: Messages) -> list[int]:

@@ -27,6 +27,10 @@ from minisgl.kernel.launch import begin, early
 
 BLOCK = 2048
 """Elements that a program of `exchange` moves."""
+SHORT = 512
+"""Rows up to which `add_rms_norm_at_once` has a program for each."""
+TOGETHER = 4
+"""Rows of a program, beyond that: more than one is on its way before it waits for what the others send."""
 
 
 class Mapped(NamedTuple):
@@ -75,12 +79,16 @@ def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Te
     """The same, for any T, size and type. Every rank sends every row to every other, `mapped.rows` at a time."""
     out = torch.empty_like(x)
     size = x.shape[1]
-    for first in range(0, len(x), mapped.rows):
-        count = min(len(x) - first, mapped.rows)
-        _sum_at_once[(count,)](
+    most = mapped.rows
+    begin, together = 0, 1
+    if len(x) > SHORT:  # other programs, and other rows of `arrivals`: what a program may overwrite, it has read
+        most, begin, together = mapped.rows - SHORT, SHORT, TOGETHER
+    for first in range(0, len(x), most):
+        count = min(len(x) - first, most)
+        _sum_at_once[(triton.cdiv(count, together),)](
             x[first:], residual[first:], weight, out[first:], mapped.addresses, mapped.arrivals, mapped.counts,
-            size, mapped.rows, eps, triton.next_power_of_2(size), *_place(mapped), early(),
-            num_warps=_warps(size), launch_pdl=early(),
+            count, size, mapped.rows, begin, eps, triton.next_power_of_2(size), together, *_place(mapped),
+            early(), num_warps=_warps(size), launch_pdl=early(),
         )  # fmt: skip
     return out
 
@@ -194,32 +202,43 @@ def _joined(low, high, like):
     return lower | (high.to(like.dtype.element_ty).to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _sum_at_once(
-    x, residual, weight, out, addresses, arrivals, counts, size, rows, eps, block: tl.constexpr,
-    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
+    x, residual, weight, out, addresses, arrivals, counts, tokens, size, rows, begins, eps, block: tl.constexpr,
+    together: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
+    """The first program and the first row of `arrivals` are `begins`."""
     begin(early)
-    program = tl.program_id(0)
-    row = program.to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * together
+    program = begins + tl.program_id(0)
     column = tl.arange(0, block)
     mask = column < size
     count = tl.load(counts + program) + 1
     half = (count & 1) * ranks
-    values = tl.load(x + row * size + column, mask, 0.0)
-    for peer in tl.static_range(ranks):
-        if peer != rank:
-            theirs = _place_of(arrivals[peer], x)
-            tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
+    values = tl.zeros((block,), x.dtype.element_ty)
+    for part in tl.range(together):
+        row = first + part
+        inside = mask & (row < tokens)
+        values = tl.load(x + row * size + column, inside, 0.0)
+        for peer in tl.static_range(ranks):
+            if peer != rank:
+                place = ((half + rank) * rows + begins + row) * size
+                tl.store(_place_of(arrivals[peer], x) + place + column, values, inside)
     _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
-    total = tl.zeros((block,), tl.float32)
     mine = _place_of(arrivals[rank], x)
-    for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
-        if peer == rank:
-            total += values.to(tl.float32)
-        else:
-            total += _arrived(mine + ((half + peer) * rows + row) * size + column, mask)
-    _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps)
+    for part in tl.range(together):
+        row = first + part
+        inside = mask & (row < tokens)
+        if together > 1:
+            values = tl.load(x + row * size + column, inside, 0.0)
+        total = tl.zeros((block,), tl.float32)
+        for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
+            if peer == rank:
+                total += values.to(tl.float32)
+            else:
+                total += _arrived(mine + ((half + peer) * rows + begins + row) * size + column, inside)
+        _add_and_normalize(total, residual, weight, out, row, column, inside, size, eps)
     tl.store(counts + program, count)
 
 
