@@ -20,8 +20,10 @@ from minisgl.kernel.layers import as_stored
 
 MOST_ROWS = 4
 """Rows beyond which `minisgl.kernel.decode` is faster."""
-BLOCK = 64
+BLOCK = 32
 """Tokens that a program reads at once."""
+ENOUGH = 8
+"""Blocks of a program, beyond which more than half of them work: merging more parts takes longer at first."""
 NO_WINDOW = 1 << 30
 
 
@@ -39,7 +41,7 @@ def decode(
     rows, every, head_dim = heads.shape
     query_heads = every - 2 * kv_heads
     group = triton.next_power_of_2(query_heads // kv_heads)
-    parts = 32 if rows <= 2 else 16
+    parts = 64 if rows <= 2 else 32
     out = heads.new_empty((rows, query_heads, head_dim))
     mixed = torch.empty((rows * kv_heads * parts, group, head_dim), dtype=torch.float32, device=heads.device)
     sums = torch.empty((rows * kv_heads * parts, 2, group), dtype=torch.float32, device=heads.device)
@@ -47,8 +49,8 @@ def decode(
     _decode_few_rows[(rows, kv_heads, parts)](
         heads, query_weight, key_weight, rotation, cache, tables, lengths, out, mixed, sums, counters,
         eps, head_dim**-0.5 * 1.4426950408889634, cache.stride(0), tables.shape[1], window or NO_WINDOW,
-        query_heads, kv_heads, head_dim, group, norms is not None, page_size, BLOCK, parts, early(),
-        num_warps=4, launch_pdl=early(),
+        query_heads, kv_heads, head_dim, group, norms is not None, page_size, BLOCK, ENOUGH, parts, early(),
+        num_warps=2 if group <= 8 else 4, launch_pdl=early(),
     )  # fmt: skip
     return out
 
@@ -58,8 +60,8 @@ def _decode_few_rows(
     heads, query_weight, key_weight, rotation, cache, tables, lengths, out, part_mixed, part_sums, counters,
     eps, scale, slot_stride, width, window,
     query_heads: tl.constexpr, kv_heads: tl.constexpr, head_dim: tl.constexpr, group: tl.constexpr,
-    normalize: tl.constexpr, page_size: tl.constexpr, block: tl.constexpr, parts: tl.constexpr,
-    early: tl.constexpr,
+    normalize: tl.constexpr, page_size: tl.constexpr, block: tl.constexpr, enough: tl.constexpr,
+    parts: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """`scale` includes log2(e): shares are powers of two. `group`: query heads of a key-value head, padded."""
     let_next_start(early)
@@ -67,7 +69,8 @@ def _decode_few_rows(
     last = tl.load(lengths + row) - 1  # the new token's position
     first = tl.maximum(last + 1 - window, 0)
     blocks = tl.cdiv(last - first, block)
-    blocks_each = tl.maximum(tl.cdiv(blocks, parts), 1)
+    blocks_each = tl.maximum(tl.cdiv(blocks, parts), tl.minimum(tl.cdiv(blocks, parts // 2), enough))
+    blocks_each = tl.maximum(blocks_each, 1)
     active = tl.maximum(tl.cdiv(blocks, blocks_each), 1)
     if part >= active:
         wait_for_earlier(early)

@@ -14,23 +14,35 @@ from minisgl.kernel.launch import begin, early
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add `x` to `residual` [T, size], contiguous, in place, and return the sum normalized and times `weight`."""
-    out = torch.empty_like(x)
-    size = x.shape[1]
+    """Add `x` to `residual` [T, size], contiguous, in place, and return the sum normalized and times `weight`.
+
+    x [T, size], or float32 [parts, T, size] whose sum it is.
+    """
+    out = torch.empty_like(residual)
+    tokens, size = residual.shape
     block = triton.next_power_of_2(size)
-    _add_rms_norm[(x.shape[0],)](
-        x, residual, weight, out, size, eps, block, early(), num_warps=_warps(block), launch_pdl=early()
+    _add_rms_norm[(tokens,)](
+        x, residual, weight, out, tokens, size, eps, len(x) if x.dim() == 3 else 0, block, early(),
+        num_warps=_warps(block), launch_pdl=early(),
     )  # fmt: skip
     return out
 
 
-@triton.jit
-def _add_rms_norm(x, residual, weight, out, size, eps, block: tl.constexpr, early: tl.constexpr):
+@triton.jit(do_not_specialize=["tokens"])
+def _add_rms_norm(
+    x, residual, weight, out, tokens, size, eps, parts: tl.constexpr, block: tl.constexpr, early: tl.constexpr
+):
     begin(early)
     start = tl.program_id(0).to(tl.int64) * size
     columns = tl.arange(0, block)
     mask = columns < size
-    total = tl.load(x + start + columns, mask, 0.0).to(tl.float32)
+    if parts:
+        total = tl.zeros((block,), tl.float32)
+        for part in tl.static_range(parts):
+            total += tl.load(x + part * tokens * size + start + columns, mask, 0.0)
+        total = total.to(out.dtype.element_ty).to(tl.float32)
+    else:
+        total = tl.load(x + start + columns, mask, 0.0).to(tl.float32)
     total += tl.load(residual + start + columns, mask, 0.0).to(tl.float32)
     rounded = total.to(residual.dtype.element_ty)
     tl.store(residual + start + columns, rounded, mask)

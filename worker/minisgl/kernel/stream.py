@@ -29,8 +29,8 @@ MOST_TOKENS = 64
 """Beyond which cuBLAS is about as fast: each program reads all of x, too. wgmma takes 64 in any case."""
 BLOCK = 64
 """Input features read at once: 128 bytes, a row of shared memory as the tensor cores want it."""
-SHARED_MEMORY = 230_000
-"""Bytes of a program's ring."""
+SHARED_MEMORY = 175_000
+"""Bytes of a program's ring, at most."""
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 """Triton 3.7 has given it another name."""
@@ -39,11 +39,10 @@ barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 def suits(weight: Tensor) -> bool:
     """Whether `gate_up` takes less time for this weight [2 n, in], of a CUDA device, than cuBLAS."""
     features, size = weight.shape[0] // 2, weight.shape[1]
-    most = _processors(weight.device)
+    most = processors(weight.device)
     wide, narrow = _widths(features, most)
-    hopper = torch.cuda.get_device_capability(weight.device) == (9, 0)
     even = 0.95 * most <= features / (wide + narrow) <= most
-    return hopper and weight.itemsize == 2 and size % BLOCK == 0 and wide == 128 and even
+    return is_hopper(weight.device) and weight.itemsize == 2 and size % BLOCK == 0 and wide == 128 and even
 
 
 def gate_up(x: Tensor, weight: Tensor) -> Tensor:
@@ -52,11 +51,11 @@ def gate_up(x: Tensor, weight: Tensor) -> Tensor:
     Both of the same 16-bit type; T from 1 to `MOST_TOKENS`, in a multiple of `BLOCK`.
     """
     (tokens, size), features = x.shape, weight.shape[0] // 2
-    wide, narrow = _widths(features, _processors(weight.device))
+    wide, narrow = _widths(features, processors(weight.device))
     out = x.new_empty((tokens, features))
     stages = SHARED_MEMORY // ((MOST_TOKENS + 2 * (wide + narrow)) * BLOCK * x.itemsize)
     _gate_up[(-(-features // (wide + narrow)),)](
-        _blocks(x, MOST_TOKENS), _blocks(weight, wide), _blocks(weight, narrow), out, tokens, features,
+        blocks_of(x, MOST_TOKENS), blocks_of(weight, wide), blocks_of(weight, narrow), out, tokens, features,
         size // BLOCK, stages, early(), num_warps=4, launch_pdl=early(),
     )  # fmt: skip
     return out
@@ -70,8 +69,15 @@ def _widths(features: int, programs: int) -> tuple[int, int]:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """A GPU's multiprocessors."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether there are TMA and wgmma."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @cache
@@ -79,7 +85,8 @@ def _layout(rows: int) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([rows, BLOCK], gl.bfloat16)
 
 
-def _blocks(matrix: Tensor, rows: int) -> TensorDescriptor:
+def blocks_of(matrix: Tensor, rows: int) -> TensorDescriptor:
+    """What TMA copies: [rows, BLOCK] of a contiguous matrix."""
     return TensorDescriptor.from_tensor(matrix, [rows, BLOCK], _layout(rows))
 
 

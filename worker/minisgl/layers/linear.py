@@ -122,6 +122,14 @@ class RowLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         return matmul(x, self.weight, scale=self.scale)
 
+    def in_parts(self, x: Tensor) -> Tensor:
+        """The same, or float32 [parts, T, out] whose sum it is: `RMSNorm.add` takes both."""
+        whole = self.scale is None and self.span.size == self.span.total
+        kernels = kernels_for(x, "parts") if whole else None
+        if kernels is None or not 1 < len(x) <= kernels.MOST_TOKENS or not kernels.suits(self.weight):
+            return self(x)  # type: ignore[no-any-return]
+        return kernels.linear(x, self.weight)  # type: ignore[no-any-return]
+
     def pieces(self, name: str) -> Iterator[Piece]:
         shape = (self.weight.shape[0], self.span.total)
         yield Piece(f"{name}.weight", shape, (slice(None), self.span.slice), self.weight, self.scale)

@@ -15,7 +15,10 @@ from minisgl.layers.weights import Piece, split
 
 
 class GatedMLP(nn.Module):
-    """x [T, hidden] -> this rank's summand of ``down(silu(gate(x)) * up(x))`` [T, hidden]."""
+    """x [T, hidden] -> this rank's summand of ``down(silu(gate(x)) * up(x))`` [T, hidden].
+
+    Or its parts, as `RowLinear.in_parts` gives them.
+    """
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, comm: Communicator, *, dtype: torch.dtype
@@ -32,8 +35,8 @@ class GatedMLP(nn.Module):
             return self.down(kernels.gemv(x, weight, scale=scale, gated=True))  # type: ignore[no-any-return]
         kernels = kernels_for(x, "stream") if scale is None else None
         if kernels is not None and 0 < len(x) <= kernels.MOST_TOKENS and kernels.suits(weight):
-            return self.down(kernels.gate_up(x, weight))  # type: ignore[no-any-return]
-        return self.down(silu_and_mul(self.gate_up(x)))  # type: ignore[no-any-return]
+            return self.down.in_parts(kernels.gate_up(x, weight))
+        return self.down.in_parts(silu_and_mul(self.gate_up(x)))
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield from self.gate_up.pieces(f"{name}.gate_proj", f"{name}.up_proj")

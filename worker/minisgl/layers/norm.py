@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
     def add(self, x: Tensor, residual: Tensor, comm: Communicator) -> Tensor:
         """Add `x`, a summand of this rank, to `residual` in place, and return the sum normalized.
 
-        `residual` is the same on every rank, before and after.
+        `residual` is the same on every rank, before and after. x may be the parts that `RowLinear.in_parts` gives.
         """
         summed = comm.add_rms_norm(x, residual, self.weight, self.eps)
         if summed is not None:
