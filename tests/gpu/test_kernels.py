@@ -163,7 +163,7 @@ def test_decode(
         first, second = (few.decode(*inputs, counters) for _ in range(2))
         assert not counters.any()
     else:
-        work = many.plan(after, window, heads, kv_heads, head_dim, stored)
+        work = kernels_for(cache, "decode_plan").plan(after, window, heads, kv_heads, head_dim, stored)
         first, second = (many.decode(*inputs, work) for _ in range(2))
     last = after.long() - 1
     slots = tables.gather(1, (last // page_size).unsqueeze(1)).squeeze(1).long() * page_size + last % page_size

@@ -54,7 +54,8 @@ class FusedDecode:
     def _any(self, tables: Tensor, lengths: Tensor) -> Whole:
         pool, windows, kernels = self._pool, self._windows, kernels_for(lengths, "decode")
         shape = self._num_heads, pool.kv_heads, pool.head_dim, pool.slots[0].dtype
-        work = {window: kernels.plan(lengths, window, *shape) for window in set(windows)}
+        plan = kernels_for(lengths, "decode_plan").plan
+        work = {window: plan(lengths, window, *shape) for window in set(windows)}
 
         def whole(layer: int, heads: Tensor, norms: Norms | None, rotation: Tensor) -> Tensor:
             return kernels.decode(  # type: ignore[no-any-return]

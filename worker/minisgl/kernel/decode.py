@@ -1,9 +1,8 @@
 """Attention of one token in each row: rotation, storing and attention in one kernel, planned on the device.
 
-What a step reads is cut into units, a few tokens of a row each, and every program gets equally many of them, one
-after the other, wherever rows begin and end (as "Stream-K" does it for matrix products: Osama et al. 2023). The
-programs that share a row leave their results in scratch memory; the last of them to finish merges these ("flash
-decoding", Dao et al. 2023), in the order of the parts, so that the result does not depend on which one was last.
+Every program reads equally much, wherever rows begin and end (`minisgl.kernel.decode_plan`). The programs that
+share a row leave their results in scratch memory; the last of them to finish merges these ("flash decoding", Dao et
+al. 2023), in the order of the parts, so that the result does not depend on which one was last.
 
 Key-value heads lie next to each other in memory. A program reads several of them at once, as if they were more
 tokens, and masks what a query head does not attend to: long reads are faster, and the rows of the matrix product,
@@ -13,134 +12,18 @@ too few for it otherwise, are there anyway. The references are `minisgl.layers.a
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minisgl.kernel.launch import begin, early, let_next_start, wait_for_earlier
+from minisgl.kernel.decode_plan import Work
+from minisgl.kernel.launch import early, let_next_start, wait_for_earlier
 from minisgl.kernel.layers import as_stored
 
-QUERY_HEADS = 8
-"""That a program attends with at once, those of one key-value head or of several."""
 STAGES = 3
 """So many reads, less one, are under way at a time."""
-SETUP = 2
-"""Units that could be read while a program begins with a row and takes in its new token."""
 MERGED = 8192
 """Numbers of parts that are merged at once: as many as fit in registers."""
-
-
-class Work(NamedTuple):
-    """What each program does, in all layers of a step with the same window, and memory to do it in."""
-
-    warps: int
-    """Of a program."""
-    together: int
-    """Key-value heads that a program reads at once."""
-    tokens: int
-    """Of a unit, which is read at once."""
-    places: Tensor
-    """int32 [programs, 5]: the row that a program begins in, the row's length, the unit in it, of all its heads;
-    the program's first unit, and the one after its last.
-    """
-    totals: Tensor
-    """int32 [2]: units, and programs that have any."""
-    mixed: Tensor
-    """float32 [programs, 2, lines, head_dim]: parts of the rows that a program begins and ends in. `lines`: the
-    query heads of a program, filled up to a power of two, and so that no two warps merge the same ones."""
-    sums: Tensor
-    """float32 [2, programs, 2, lines]: of each part, the largest score in base 2, and the sum of the shares."""
-    arrivals: Tensor
-    """int32 [programs]: how many parts are done of the row that ends in no program before; 0 between launches."""
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def plan(
-    lengths: Tensor, window: int | None, query_heads: int, kv_heads: int, head_dim: int, stored: torch.dtype
-) -> Work:
-    """Share out the tokens of D rows.
-
-    lengths int32 [D], with the new tokens. `window`: how many tokens a token attends to, itself included.
-    `stored`: type of the cache.
-    """
-    rows, device, group = len(lengths), lengths.device, query_heads // kv_heads
-    together = max(QUERY_HEADS // triton.next_power_of_2(group), 1)
-    while kv_heads % together:
-        together //= 2
-    keys, most, warps = _shape(group, stored)
-    tokens = max(keys * 128 // head_dim // together, 1)
-    programs, lines = most * _processors(device), max(triton.next_power_of_2(together * group), warps)
-    work = Work(
-        warps,
-        together,
-        tokens,
-        torch.empty((programs, 5), dtype=torch.int32, device=device),
-        torch.empty(2, dtype=torch.int32, device=device),
-        torch.empty((programs, 2, lines, head_dim), dtype=torch.float32, device=device),
-        torch.empty((2, programs, 2, lines), dtype=torch.float32, device=device),
-        torch.empty(programs, dtype=torch.int32, device=device),
-    )
-    _plan[(triton.cdiv(programs, 16),)](
-        lengths, work.places, work.totals, work.arrivals, rows, kv_heads // together, programs, window or 0,
-        SETUP, tokens, max(triton.next_power_of_2(rows), 16), 16, early(), launch_pdl=early(),
-    )  # fmt: skip
-    return work
-
-
-def _shape(group: int, stored: torch.dtype) -> tuple[int, int, int]:
-    """Keys with 128 dimensions that a program reads at once, programs on each multiprocessor, and their warps.
-
-    Of those tried on an H200, within 3 % of the fastest on the average of 8 to 256 rows: groups of 2, 4, 5 and 8
-    query heads.
-    """
-    if stored.itemsize > 2:
-        return 32, 1, 4
-    if group <= 2 and stored.itemsize == 2:
-        return 128, 1, 8
-    return 64, 2, 8 if group >= 8 else 4
-
-
-@triton.jit(do_not_specialize=["rows", "groups", "programs", "window"])
-def _plan(
-    lengths, places, totals, arrivals, rows, groups, programs, window, setup: tl.constexpr, tokens: tl.constexpr,
-    block: tl.constexpr, some: tl.constexpr, early: tl.constexpr,
-):  # fmt: skip
-    """`groups`: of heads read together."""
-    begin(early)
-    row = tl.arange(0, block)
-    last = tl.load(lengths + row, row < rows, 1) - 1
-    first = tl.where(window > 0, tl.maximum(last + 1 - window, 0), 0) // tokens * tokens
-    units = tl.where(row < rows, setup + tl.cdiv(last - first, tokens), 0) * groups
-    ends = tl.cumsum(units)
-    total = tl.sum(units).to(tl.int64)
-    # Where rows are of one length, no program should end one and begin another.
-    tiles = rows * groups
-    even = tl.where(tiles > programs, tiles // tl.cdiv(tiles, programs), programs // tiles * tiles)
-    used = tl.minimum(total, tl.where(even * 8 >= programs * 7, even, programs))
-    program = tl.program_id(0) * some + tl.arange(0, some)
-    start, stop = program * total // used, (program + 1) * total // used
-    before = ends[None, :] <= start[:, None]
-    skipped = tl.sum(tl.where(before, units[None, :], 0), axis=1)
-    there = program < programs
-    place = places + 5 * program
-    its_row = tl.sum(before.to(tl.int32), axis=1)
-    tl.store(place, its_row, there)
-    tl.store(place + 1, tl.load(lengths + its_row, its_row < rows, 1), there)
-    tl.store(place + 2, (start - skipped).to(tl.int32), there)
-    tl.store(place + 3, tl.where(program < used, start, 0).to(tl.int32), there)
-    tl.store(place + 4, tl.where(program < used, stop, 0).to(tl.int32), there)
-    tl.store(arrivals + program, 0, there)
-    if tl.program_id(0) == 0:
-        tl.store(totals, total.to(tl.int32))
-        tl.store(totals + 1, used.to(tl.int32))
 
 
 def decode(
@@ -151,8 +34,8 @@ def decode(
 
     norms, rotation, cache as for `minisgl.kernel.layers.rotate_and_store`, which it does as well; head_dim a
     power of two; tables int32 [D, pages] and lengths int32 [D]: each row's pages, and its tokens with the new one;
-    `work` from `plan`, which is read before this kernel waits: between the two there must be a kernel of a
-    library, as `Rotary.at` is.
+    `work` from `decode_plan.plan`, which is read before this kernel waits: between the two there must be a kernel
+    of a library, as `Rotary.at` is.
     """
     rows, every, head_dim = heads.shape
     query_heads = every - 2 * kv_heads
@@ -160,10 +43,10 @@ def decode(
     query_weight, key_weight, eps = norms or (rotation, rotation, 0.0)
     programs, _, lines, _ = work.mixed.shape
     _decode[(programs,)](
-        heads, query_weight, key_weight, rotation, cache, tables, lengths, *work[3:], out, eps,
+        heads, query_weight, key_weight, rotation, cache, tables, lengths, *work[4:], out, eps,
         head_dim**-0.5 * 1.4426950408889634, tables.shape[1], window or 0, query_heads, kv_heads, head_dim,
         norms is not None, page_size, work.tokens, work.together, lines, max(MERGED // (lines * head_dim), 1),
-        SETUP, early(), num_warps=work.warps, num_stages=STAGES, launch_pdl=early(),
+        work.setup, early(), num_warps=work.warps, num_stages=STAGES, launch_pdl=early(),
     )  # fmt: skip
     return out
 

@@ -26,13 +26,15 @@ WIDTH = 128
 """Output features of a program."""
 LEAST_SIZE = 4096
 """Input features of a part: with fewer, cuBLAS is as fast."""
+LEAST_BLOCKS = 8
+"""Of a part."""
 
 
 def suits(weight: Tensor) -> bool:
     """Whether `linear` takes less time for this weight [out, in], of a CUDA device, than cuBLAS."""
     features, size = weight.shape
     splits, most = _splits(weight), processors(weight.device)
-    even = features % WIDTH == 0 and size % BLOCK == 0 and splits * features // WIDTH >= 0.9 * most
+    even = features % WIDTH == 0 and size % BLOCK == 0 and splits * features // WIDTH >= 0.8 * most
     return is_hopper(weight.device) and weight.itemsize == 2 and even and size >= max(splits, 2) * LEAST_SIZE
 
 
@@ -55,7 +57,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 def _splits(weight: Tensor) -> int:
     """Parts of the input features, so that there is one program for each multiprocessor, or a few less."""
     most = processors(weight.device) * WIDTH // max(weight.shape[0], WIDTH)
-    return max(min(most, weight.shape[1] // BLOCK), 1)
+    return max(min(most, weight.shape[1] // BLOCK // LEAST_BLOCKS), 1)
 
 
 @gluon.jit(do_not_specialize=["tokens"])
