@@ -1,8 +1,8 @@
 """Attention of one token in each row: rotation, storing and attention in one kernel, planned on the device.
 
 Every program reads equally much, wherever rows begin and end (`minisgl.kernel.decode_plan`). The programs that
-share a row leave their results in scratch memory; the last of them to finish merges these ("flash decoding", Dao et
-al. 2023), in the order of the parts, so that the result does not depend on which one was last.
+share a row leave their results in scratch memory; the last of them to finish merges these ("flash decoding", Dao
+et al. 2023), in the order of the parts, so that the result does not depend on which one was last.
 
 Key-value heads lie next to each other in memory. A program reads several of them at once, as if they were more
 tokens, and masks what a query head does not attend to: long reads are faster, and the rows of the matrix product,
