@@ -25,10 +25,10 @@ LETTER_ROWS, LETTER_BYTES = 16, 256 * 1024
 AT_ONCE_BYTES = 256 * 1024
 """What a rank may send too much for the sake of one meeting instead of two: every row to all ranks, which all sum
 it, rather than to the one that does, and the sum to all. Of two ranks, either way sends as much."""
-PIECE_ROWS = 2048
-"""Of a long message between two ranks, that go at a time."""
-PROGRAMS = 1024
-"""Of any kernel, at most: those for short messages, and `PIECE_ROWS` by some rows each."""
+LONG_PROGRAMS, TOGETHER = 256, 2
+"""Of a long message between two ranks: how many send it, and the rows of each at a time."""
+PROGRAMS = MOST_ROWS + LONG_PROGRAMS
+"""Of all kernels: a row each of short messages, or of the logits."""
 ALIGNMENT = 1024
 """Bytes."""
 RAISED = 0x3F
@@ -67,6 +67,9 @@ class Peers:
         self._mapped = self._kernels.Mapped(
             rank,
             LETTER_ROWS,
+            MOST_ROWS,
+            LONG_PROGRAMS,
+            TOGETHER,
             _rows(size),
             torch.tensor(addresses, dtype=torch.int64, device=own.device),
             *(
@@ -89,10 +92,12 @@ class Peers:
             and (dtype.itemsize, hidden_size % 2) == (2, 0)
         ):
             add = kernels.add_rms_norm_by_letter
-        elif ranks == 2 or (
-            rows <= _rows(ranks) and x.nbytes * (ranks - 1) * (ranks - 2) <= AT_ONCE_BYTES * ranks
+        elif rows <= min(_rows(ranks), MOST_ROWS) and (
+            ranks == 2 or x.nbytes * (ranks - 1) * (ranks - 2) <= AT_ONCE_BYTES * ranks
         ):
             add = kernels.add_rms_norm_at_once
+        elif ranks == 2:
+            add = kernels.add_rms_norm_in_turns
         elif rows <= MOST_ROWS:
             add = kernels.add_rms_norm_in_two
         else:
@@ -162,7 +167,7 @@ def buffer_bytes(size: int, messages: Messages) -> int:
 
 def _rows(size: int) -> int:
     """That have room for what comes from each of `size` ranks: two send all rows, more divide them."""
-    return MOST_ROWS + PIECE_ROWS if size == 2 else -(-MOST_ROWS // size)
+    return MOST_ROWS + 2 * LONG_PROGRAMS * TOGETHER if size == 2 else -(-MOST_ROWS // size)
 
 
 def _offsets(size: int, messages: Messages) -> list[int]:

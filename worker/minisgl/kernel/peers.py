@@ -27,10 +27,6 @@ from minisgl.kernel.launch import begin, early
 
 BLOCK = 2048
 """Elements that a program of `exchange` moves."""
-SHORT = 512
-"""Rows up to which `add_rms_norm_at_once` has a program for each."""
-TOGETHER = 4
-"""Rows of a program, beyond that: more than one is on its way before it waits for what the others send."""
 
 
 class Mapped(NamedTuple):
@@ -41,6 +37,11 @@ class Mapped(NamedTuple):
 
     rank: int
     letter_rows: int
+    short_rows: int
+    """For which there are programs of their own; those of long messages come after them."""
+    long_programs: int
+    together: int
+    """Rows that each of these sends at a time."""
     rows: int
     addresses: Tensor
     """int64 [ranks]: where each rank's buffer begins."""
@@ -76,20 +77,27 @@ def add_rms_norm_by_letter(mapped: Mapped, x: Tensor, residual: Tensor, weight: 
 
 
 def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The same, for any T, size and type. Every rank sends every row to every other, `mapped.rows` at a time."""
+    """The same for T up to `mapped.short_rows`, any size and type. Every rank sends every row to every other."""
     out = torch.empty_like(x)
     size = x.shape[1]
-    most = mapped.rows
-    begin, together = 0, 1
-    if len(x) > SHORT:  # other programs, and other rows of `arrivals`: what a program may overwrite, it has read
-        most, begin, together = mapped.rows - SHORT, SHORT, TOGETHER
-    for first in range(0, len(x), most):
-        count = min(len(x) - first, most)
-        _sum_at_once[(triton.cdiv(count, together),)](
-            x[first:], residual[first:], weight, out[first:], mapped.addresses, mapped.arrivals, mapped.counts,
-            count, size, mapped.rows, begin, eps, triton.next_power_of_2(size), together, *_place(mapped),
-            early(), num_warps=_warps(size), launch_pdl=early(),
-        )  # fmt: skip
+    _sum_at_once[(len(x),)](
+        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, mapped.rows, eps,
+        triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
+    )  # fmt: skip
+    return out
+
+
+def add_rms_norm_in_turns(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same for any T: a program sends some rows while those that it has sent before are on their way."""
+    out = torch.empty_like(x)
+    (tokens, size), together = x.shape, mapped.together
+    programs = min(mapped.long_programs, triton.cdiv(tokens, together))
+    _sum_in_turns[(programs,)](
+        x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, tokens,
+        triton.cdiv(tokens, programs * together), size, mapped.rows, mapped.short_rows, mapped.long_programs, eps,
+        triton.next_power_of_2(size), together, *_place(mapped), early(), num_warps=_warps(size),
+        launch_pdl=early(),
+    )  # fmt: skip
     return out
 
 
@@ -202,44 +210,104 @@ def _joined(low, high, like):
     return lower | (high.to(like.dtype.element_ty).to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def _sum_at_once(
-    x, residual, weight, out, addresses, arrivals, counts, tokens, size, rows, begins, eps, block: tl.constexpr,
-    together: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr,
-    early: tl.constexpr,
+    x, residual, weight, out, addresses, arrivals, counts, size, rows, eps, block: tl.constexpr,
+    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    """The first program and the first row of `arrivals` are `begins`."""
     begin(early)
-    first = tl.program_id(0).to(tl.int64) * together
-    program = begins + tl.program_id(0)
+    program = tl.program_id(0)
+    row = program.to(tl.int64)
     column = tl.arange(0, block)
     mask = column < size
     count = tl.load(counts + program) + 1
     half = (count & 1) * ranks
-    values = tl.zeros((block,), x.dtype.element_ty)
-    for part in tl.range(together):
-        row = first + part
-        inside = mask & (row < tokens)
-        values = tl.load(x + row * size + column, inside, 0.0)
+    values = tl.load(x + row * size + column, mask, 0.0)
+    for peer in tl.static_range(ranks):
+        if peer != rank:
+            theirs = _place_of(arrivals[peer], x)
+            tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
+    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    spot = (half * rows + row) * size + column
+    total = _sum_of_arrived(values, _place_of(arrivals[rank], x), spot, rows * size, mask, rank, ranks)
+    _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps)
+    tl.store(counts + program, count)
+
+
+@triton.jit(do_not_specialize=["tokens", "turns"])
+def _sum_in_turns(
+    x, residual, weight, out, addresses, arrivals, counts, tokens, turns, size, rows, begins, most, eps,
+    block: tl.constexpr, together: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
+    programs: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """The first program, and the first row of `arrivals`, are `begins`; there is room for `most` programs.
+
+    A program has four places for what arrives, and sends to the next one before it waits for the last it has sent
+    to. Who has seen the flag of a turn knows that its sender has read all but what came in the last two turns.
+    """
+    begin(early)
+    program = begins + tl.program_id(0)
+    column = tl.arange(0, block)
+    mask = column < size
+    count = tl.load(counts + program) + 1
+    row = tl.program_id(0).to(tl.int64) * together
+    _send_rows(
+        x, arrivals, row, tokens, count, program, most, begins, rows, size, column, mask, together, rank, ranks
+    )
+    _raise(addresses, count, program, 0, rank, ranks, lanes, programs)
+    for turn in range(turns):
+        following = row + tl.num_programs(0) * together
+        if turn + 1 < turns:
+            _send_rows(
+                x, arrivals, following, tokens, count + 1, program, most, begins, rows, size, column, mask,
+                together, rank, ranks,
+            )  # fmt: skip
+            _raise(addresses, count + 1, program, 0, rank, ranks, lanes, programs)
+        _await(addresses, count, program, 0, rank, ranks, lanes, programs)
+        place = _turn_place(count, program, most, begins, rows, together, ranks)
+        for part in tl.static_range(together):
+            inside = mask & (row + part < tokens)
+            values = tl.load(x + (row + part) * size + column, inside, 0.0)
+            spot = (place + part) * size + column
+            mine = _place_of(arrivals[rank], x)
+            total = _sum_of_arrived(values, mine, spot, rows * size, inside, rank, ranks)
+            _add_and_normalize(total, residual, weight, out, row + part, column, inside, size, eps)
+        row = following
+        count += 1
+    tl.store(counts + program, count - 1)
+
+
+@triton.jit
+def _turn_place(count, program, most, begins, rows, together: tl.constexpr, ranks: tl.constexpr):
+    """The row of `arrivals`, of rank 0, where what a program sends the `count`-th time begins."""
+    half, upper = (count & 1).to(tl.int64), (count >> 1) & 1
+    return half * ranks * rows + begins + (upper * most + program - begins) * together
+
+
+@triton.jit
+def _send_rows(
+    x, arrivals, row, tokens, count, program, most, begins, rows, size, column, mask, together: tl.constexpr,
+    rank: tl.constexpr, ranks: tl.constexpr,
+):  # fmt: skip
+    place = _turn_place(count, program, most, begins, rows, together, ranks) + rank * rows
+    for part in tl.static_range(together):
+        inside = mask & (row + part < tokens)
+        values = tl.load(x + (row + part) * size + column, inside, 0.0)
         for peer in tl.static_range(ranks):
             if peer != rank:
-                place = ((half + rank) * rows + begins + row) * size
-                tl.store(_place_of(arrivals[peer], x) + place + column, values, inside)
-    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
-    mine = _place_of(arrivals[rank], x)
-    for part in tl.range(together):
-        row = first + part
-        inside = mask & (row < tokens)
-        if together > 1:
-            values = tl.load(x + row * size + column, inside, 0.0)
-        total = tl.zeros((block,), tl.float32)
-        for peer in tl.static_range(ranks):  # in one order on every rank, so that all hold the same bits
-            if peer == rank:
-                total += values.to(tl.float32)
-            else:
-                total += _arrived(mine + ((half + peer) * rows + begins + row) * size + column, inside)
-        _add_and_normalize(total, residual, weight, out, row, column, inside, size, eps)
-    tl.store(counts + program, count)
+                tl.store(_place_of(arrivals[peer], x) + (place + part) * size + column, values, inside)
+
+
+@triton.jit
+def _sum_of_arrived(own, mine, spot, stride, mask, rank: tl.constexpr, ranks: tl.constexpr):
+    """`own`, and what came to `mine`, rank 0's at `spot`, and so on: in one order, so all hold the same bits."""
+    total = tl.zeros(own.shape, tl.float32)
+    for peer in tl.static_range(ranks):
+        if peer == rank:
+            total += own.to(tl.float32)
+        else:
+            total += _arrived(mine + spot + peer * stride, mask)
+    return total
 
 
 @triton.jit
@@ -342,11 +410,29 @@ def _meet(
 
     What each has written before, to any rank's buffer, can be read then.
     """
-    tl.debug_barrier()  # every thread has written what the flags tell of
+    _raise(addresses, count, program, phase, rank, ranks, lanes, programs)
+    _await(addresses, count, program, phase, rank, ranks, lanes, programs)
+
+
+@triton.jit
+def _raise(
+    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
+    programs: tl.constexpr,
+):  # fmt: skip
+    tl.debug_barrier()  # every thread has written what the flags tell of, and read what may be overwritten then
     peer = tl.arange(0, lanes)
     other = (peer < ranks) & (peer != rank)
     theirs = tl.load(addresses + peer, peer < ranks, 0).to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_xchg(theirs + (phase * ranks + rank) * programs + program, count, other, sem="release", scope="sys")
+
+
+@triton.jit
+def _await(
+    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
+    programs: tl.constexpr,
+):  # fmt: skip
+    peer = tl.arange(0, lanes)
+    other = (peer < ranks) & (peer != rank)
     mine = tl.load(addresses + rank).to(tl.pointer_type(tl.int32), bitcast=True)
     late = 1
     while late > 0:
