@@ -47,6 +47,8 @@ def test_rms_norm_and_gather(size: int, dtype: torch.dtype) -> None:
     kernels = kernels_for(table)
     rows = kernels.gather(table, index)
     assert torch.equal(rows, table[index])
+    part = kernels.gather(table[5:20], index, first=5, apart=True)  # of the rows of one rank, of three
+    assert torch.equal(part, torch.stack((torch.zeros_like(rows[0]), torch.zeros_like(rows[0]), rows[2])))
     close(kernels.rms_norm(rows, weight, 1e-6), F.rms_norm(rows, (size,), weight, 1e-6))
 
 

@@ -35,7 +35,7 @@ def decode(
     norms, rotation, cache as for `minisgl.kernel.layers.rotate_and_store`, which it does as well; head_dim a
     power of two; tables int32 [D, pages] and lengths int32 [D]: each row's pages, and its tokens with the new one;
     `work` from `decode_plan.plan`, which is read before this kernel waits: between the two there must be a kernel
-    of a library, as `Rotary.at` is.
+    that begins apart, as that of `Rotary.at` does.
     """
     rows, every, head_dim = heads.shape
     query_heads = every - 2 * kv_heads

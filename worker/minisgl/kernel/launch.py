@@ -31,8 +31,9 @@ def let_next_start(early: tl.constexpr):
 def wait_for_earlier(early: tl.constexpr):
     """Wait until all that earlier kernels wrote can be read.
 
-    Before it only weights may be read, and what was written before the newest kernel that is not ours: one of a
-    library starts when all before it have ended, and ours start when it has.
+    Before it only weights may be read, and what was written before the newest kernel that began apart: one of a
+    library, and `gather` if it is told to, begins when all before it have ended, and those behind it when it has
+    begun.
     """
     if early:
         gdc_wait()

@@ -74,22 +74,30 @@ def _rms_norm(x, weight, out, size, eps, block: tl.constexpr, early: tl.constexp
     tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask)
 
 
-def gather(table: Tensor, index: Tensor) -> Tensor:
-    """Rows [T, size] of `table` [n, size], contiguous, by int64 [T]; torch takes microseconds more for a few."""
+def gather(table: Tensor, index: Tensor, *, first: int = 0, apart: bool = False) -> Tensor:
+    """Rows [T, size] by int64 [T]; torch takes microseconds more for a few. A row that is not there is zeros.
+
+    table [n, size], contiguous: the rows from `first` on. `apart`: begin when all kernels before have ended, as
+    one of a library does.
+    """
     out = table.new_empty((len(index), table.shape[1]))
     if len(index):
         block = min(triton.next_power_of_2(table.shape[1]), 1024)
         grid = len(index), triton.cdiv(table.shape[1], block)
-        _gather[grid](table, index, out, table.shape[1], block, early(), launch_pdl=early())
+        _gather[grid](
+            table, index, out, table.shape[1], first, len(table), block, early(), launch_pdl=early() and not apart
+        )
     return out
 
 
-@triton.jit
-def _gather(table, index, out, size, block: tl.constexpr, early: tl.constexpr):
+@triton.jit(do_not_specialize=["first", "rows"])
+def _gather(table, index, out, size, first, rows, block: tl.constexpr, early: tl.constexpr):
     begin(early)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * block + tl.arange(0, block)
-    values = tl.load(table + tl.load(index + row) * size + columns, columns < size)
+    place = tl.load(index + row) - first
+    there = (place >= 0) & (place < rows)
+    values = tl.load(table + place * size + columns, there & (columns < size), 0.0)
     tl.store(out + row * size + columns, values, columns < size)
 
 

@@ -25,10 +25,10 @@ class VocabEmbedding(nn.Module):
         self.weight = parameter(self.span.size, hidden_size, dtype=dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        kernels = kernels_for(tokens)
+        if kernels is not None:
+            return kernels.gather(self.weight, tokens, first=self.span.start)  # type: ignore[no-any-return]
         if self.comm.size == 1:
-            kernels = kernels_for(tokens)
-            if kernels is not None:
-                return kernels.gather(self.weight, tokens)  # type: ignore[no-any-return]
             return F.embedding(tokens, self.weight)
         local = tokens - self.span.start
         elsewhere = (local < 0) | (local >= self.span.size)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from minisgl.kernel import kernels_for
 from minisgl.layers.rope import RopeConfig
 
 
@@ -27,7 +28,14 @@ class Rotary:
         self.table = self.table.to(device)
 
     def at(self, positions: Tensor) -> Tensor:
-        """positions int64 [T] -> float32 [T, 2, head_dim], for `rotate`."""
+        """positions int64 [T] -> float32 [T, 2, head_dim], for `rotate`.
+
+        The kernels of attention rely on it to begin when all before it have ended (`minisgl.kernel.launch`).
+        """
+        kernels = kernels_for(positions)
+        if kernels is not None:
+            rows = kernels.gather(self.table.flatten(1), positions, apart=True)
+            return rows.view(-1, *self.table.shape[1:])  # type: ignore[no-any-return]
         return self.table[positions]
 
 
