@@ -25,7 +25,7 @@ LETTER_ROWS, LETTER_BYTES = 16, 256 * 1024
 AT_ONCE_BYTES = 256 * 1024
 """What a rank may send too much for the sake of one meeting instead of two: every row to all ranks, which all sum
 it, rather than to the one that does, and the sum to all. Of two ranks, either way sends as much."""
-LONG_PROGRAMS, TOGETHER = 256, 2
+LONG_PROGRAMS, TOGETHER = 256, 4
 """Of a long message between two ranks: how many send it, and the rows of each at a time."""
 PROGRAMS = MOST_ROWS + LONG_PROGRAMS
 """Of all kernels: a row each of short messages, or of the logits."""
