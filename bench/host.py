@@ -73,7 +73,7 @@ class Stopwatch:
         self.turns: list[dict[str, float]] = []
         """Seconds of each part, and of the wait for the device, in each steady turn."""
 
-    def receive(self, *, block: bool) -> Round:
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002
         if block and not self._arriving:
             raise UserError(f"the KV pool does not hold {self._batch} requests at once until they are measured")
         arrived = Round(messages=list(self._arriving), stop=len(self.turns) >= self._steps)

@@ -30,7 +30,7 @@ from bench.memory import Series, sample, trends
 from minisgl.core.config import EngineLimits
 from minisgl.core.sampling import SamplingParams
 from minisgl.engine.engine import Engine
-from minisgl.message import Abort, GrammarBuilt, NewRequest, Round
+from minisgl.message import Abort, GrammarBuilt, MasksBuilt, NewRequest, Round
 from minisgl.models.config import ModelConfig
 from minisgl.scheduler.loop import normal_loop, overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
@@ -99,7 +99,7 @@ class RandomLoad:
 
     # ---- the endpoint ----
 
-    def receive(self, *, block: bool) -> Round:
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002
         """New requests while the wave lasts, and the aborts that are due. `block`: the loop has nothing to do."""
         self._round += 1
         now = time.monotonic()
@@ -113,7 +113,7 @@ class RandomLoad:
             if now >= self._end:
                 return Round(messages=[], stop=True)
             self._begin_wave()
-        messages: list[NewRequest | Abort | GrammarBuilt] = list(self._aborts())
+        messages: list[NewRequest | Abort | GrammarBuilt | MasksBuilt] = list(self._aborts())
         if now < self._wave_end:
             room = self._target - len(self._live)
             few = min(room, self._draw.choice((0, 0, 1, 1, 2, 8)))

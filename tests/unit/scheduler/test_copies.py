@@ -33,7 +33,7 @@ class Listener:
     queued: list[int] = field(default_factory=list)
     """After each round."""
 
-    def receive(self, *, block: bool) -> Round:
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002
         assert len(self.queued) < 5000, "the loop makes no progress"
         if self.rounds:
             return Round(messages=[*self.rounds.pop(0)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import pairwise
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -16,52 +18,76 @@ from minisgl.core.batch import Batch, Executor
 from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.sampling import SamplingParams
 from minisgl.grammar.pool import MatcherPool
-from minisgl.message import Abort, GrammarBuilt, NewRequest, Round, StepTokens
-from minisgl.scheduler.loop import Endpoint, normal_loop, overlap_loop
+from minisgl.message import Abort, GrammarBuilt, MasksBuilt, NewRequest, Round, StepTokens
+from minisgl.scheduler.loop import MOST_PATIENCE, Endpoint, normal_loop, overlap_loop
 from minisgl.scheduler.scheduler import Scheduler
 from support.fake_engine import FakeEngine, reference
 from support.grammars import COMPILER, EOS, GRAMMARS, constrained, text_of
 
-Message = NewRequest | Abort | GrammarBuilt
+Message = NewRequest | Abort | GrammarBuilt | MasksBuilt
 Loop = Callable[[Scheduler, Executor, Endpoint], None]
 
-POOL = MatcherPool(lambda: COMPILER)
+TOLD: SimpleQueue[int] = SimpleQueue()
+"""Numbers of the advances whose masks are known."""
+
+
+class PromptPool(MatcherPool):
+    """It does at once what is asked for."""
+
+    def _begin(self) -> None:
+        self._threads = 2
+
+    def submit(self, job: Callable[[], None]) -> None:
+        job()
 
 
 class LatePool(MatcherPool):
     """Its threads are late, now more and now less."""
 
-    def submit(self, job: Callable[..., Any], *arguments: Any) -> Any:
+    def submit(self, job: Callable[[], None]) -> None:
         delay = random.random() * 0.003
 
-        def late() -> Any:
+        def late() -> None:
             time.sleep(delay)
-            return job(*arguments)
+            job()
 
-        return super().submit(late)
+        super().submit(late)
 
 
-LATE_POOL = LatePool(lambda: COMPILER)
+POOL = PromptPool(lambda: COMPILER, None, TOLD.put)
+THREADS = MatcherPool(lambda: COMPILER, None, TOLD.put)
 
 
 class Script:
     """An endpoint that plays given rounds, one a loop, and keeps what each request got."""
 
-    def __init__(self, rounds: list[list[Message]]) -> None:
+    def __init__(self, rounds: list[list[Message]], *, listen: bool = True) -> None:
+        """`listen`: rounds have what the pool tells, too."""
         self.rounds = list(rounds)
+        self.played: list[list[Message]] = []
         self.outputs: dict[int, list[int]] = {}
         self.reasons: dict[int, str] = {}
-        self.loops = 0
+        self._listen = listen
+        self._awaits_masks = False
 
-    def receive(self, *, block: bool) -> Round:
-        self.loops += 1
-        assert self.loops < 5_000, "the loop makes no progress"
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:
+        assert len(self.played) < 50_000, "the loop makes no progress"
+        messages: list[Message] = []
+        stop = False
         if self.rounds:
-            return Round(messages=self.rounds.pop(0))
-        return Round(messages=[], stop=block)
+            messages = list(self.rounds.pop(0))
+        elif block:
+            stop = not (self._listen and self._awaits_masks)
+            patience = 5.0
+        if self._listen and self._awaits_masks:
+            with suppress(Empty):
+                messages.append(MasksBuilt(number=TOLD.get(timeout=patience)))
+        self.played.append(messages)
+        return Round(messages=messages, stop=stop)
 
     def send(self, scheduler: Scheduler) -> None:
         scheduler.check()
+        self._awaits_masks = scheduler.awaits_masks
         output = scheduler.take_output() or StepTokens()
         for opened in output.opened:
             assert opened.uid not in self.outputs, "opened twice"
@@ -103,9 +129,11 @@ def build(
     return scheduler, FakeEngine(num_pages=num_pages, page_size=page_size, num_rows=rows)
 
 
-def run(loop: Loop, rounds: list[list[Message]], **options: Any) -> tuple[Script, list[Batch], Scheduler]:
+def run(
+    loop: Loop, rounds: list[list[Message]], *, listen: bool = True, **options: Any
+) -> tuple[Script, list[Batch], Scheduler]:
     scheduler, engine = build(**options)
-    script = Script(rounds)
+    script = Script(rounds, listen=listen)
     loop(scheduler, engine, script)
     stats = scheduler.stats
     assert (stats.running, stats.queued, stats.used_pages) == (0, 0, 0)
@@ -153,9 +181,10 @@ def rounds_of(load: Arrivals) -> list[list[Message]]:
     budget=st.sampled_from([3, 16, 64]),
     rows=st.sampled_from([2, 8]),
     overlap=st.booleans(),
+    pool=st.sampled_from([POOL, THREADS]),
 )
 def test_every_answer_is_what_its_own_matcher_allows(
-    load: Arrivals, pool_tokens: int, page_size: int, budget: int, rows: int, overlap: bool
+    load: Arrivals, pool_tokens: int, page_size: int, budget: int, rows: int, overlap: bool, pool: MatcherPool
 ) -> None:
     """Arrivals, aborts and retractions at random: grammars and free texts do not change each other's tokens."""
     script, _, _ = run(
@@ -165,6 +194,7 @@ def test_every_answer_is_what_its_own_matcher_allows(
         page_size=page_size,
         rows=rows,
         budget=budget,
+        pool=pool,
     )
     expected = {}
     for index, (prompt, max_tokens, grammar, stop, _, _, abort, copies) in enumerate(load):
@@ -189,11 +219,12 @@ def test_every_answer_is_what_its_own_matcher_allows(
 def test_ranks_form_the_same_batches_whatever_their_threads_do(
     load: Arrivals, pool_tokens: int, rows: int
 ) -> None:
-    histories = [
-        run(overlap_loop, rounds_of(load), num_pages=pool_tokens // 4, rows=rows, pool=pool)[1]
-        for pool in (POOL, LATE_POOL)
-    ]
-    assert histories[0] == histories[1]
+    """Rank 0's threads say when masks are known; another's may be later, and it waits for them."""
+    sizes: dict[str, Any] = {"num_pages": pool_tokens // 4, "rows": rows}
+    first = LatePool(lambda: COMPILER, None, TOLD.put)
+    script, batches, _ = run(overlap_loop, rounds_of(load), pool=first, **sizes)
+    other = LatePool(lambda: COMPILER)
+    assert run(overlap_loop, script.played, listen=False, pool=other, **sizes)[1] == batches
 
 
 def test_a_grammar_alone_takes_no_step_in_vain() -> None:
@@ -234,6 +265,111 @@ def test_others_decode_in_every_step_while_a_grammar_sits_one_out() -> None:
     steps = [index for index, batch in enumerate(mixed) if 3 in batch.decode_rows]
     assert {later - earlier for earlier, later in pairwise(steps) if later < len(alone)} == {2}
     assert len(script.outputs[9]) == 30
+
+
+class HeldPool(MatcherPool):
+    """Its threads work out masks when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: COMPILER, None, TOLD.put)
+        self.held: list[Callable[[], None]] = []
+        self.holds = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        if self.holds:
+            self.held.append(job)
+        else:
+            job()
+
+
+def state(scheduler: Scheduler) -> tuple[bool, bool]:
+    return scheduler.awaits_masks, scheduler.has_work
+
+
+def test_free_texts_do_not_wait_for_masks_and_grammars_go_on_when_they_are_there() -> None:
+    pool = HeldPool()
+    scheduler, engine = build(pool=pool)
+    scheduler.handle(request(0, [1], 40))
+    scheduler.handle(request(1, [2], 40, "start: /[c-e]{60}/"))
+    pool.holds = True
+    scheduler.handle(GrammarBuilt(uid=1))
+
+    def step() -> list[int]:
+        made = scheduler.schedule()
+        assert made is not None
+        scheduler.complete(made, engine.launch(made.batch).tokens())
+        return [each.uid for each in made.requests]
+
+    assert [step() for _ in range(6)] == [[0, 1], *[[0]] * 5]
+    assert state(scheduler) == (True, True)
+    for job in pool.held:
+        job()
+    assert step() == [0], "whatever this rank's threads have done, all ranks must be told"
+    scheduler.handle(MasksBuilt(number=TOLD.get(timeout=5)))
+    assert state(scheduler) == (False, True)
+    assert step() == [0, 1]
+
+
+def test_a_loop_may_wait_where_all_wait_for_masks() -> None:
+    pool = HeldPool()
+    scheduler, engine = build(pool=pool)
+    scheduler.handle(request(0, [1], 40, "start: /[c-e]{60}/"))
+    pool.holds = True
+    scheduler.handle(GrammarBuilt(uid=0))
+    made = scheduler.schedule()
+    assert made is not None
+    scheduler.complete(made, engine.launch(made.batch).tokens())
+    assert state(scheduler) == (True, False)
+    assert scheduler.schedule() is None
+    for job in pool.held:
+        job()
+    scheduler.handle(MasksBuilt(number=TOLD.get(timeout=5)))
+    assert state(scheduler) == (False, True)
+    assert scheduler.schedule() is not None
+
+
+@pytest.mark.parametrize("loop", [normal_loop, overlap_loop])
+def test_no_chore_is_done_between_two_tokens(loop: Loop) -> None:
+    scheduler, engine = build(pool=THREADS)
+    running: list[int] = []
+
+    def idle() -> bool:
+        running.append(scheduler.stats.running)
+        return True
+
+    engine.idle = idle  # type: ignore[method-assign]
+    script = Script([[request(0, [1], 30, "start: /[c-e]{60}/"), GrammarBuilt(uid=0)]])
+
+    class Ending(Script):
+        def receive(self, *, block: bool, patience: float = 0.0) -> Round:
+            return script.receive(block=block or 0 in script.reasons, patience=patience)
+
+        def send(self, scheduler: Scheduler) -> None:
+            script.send(scheduler)
+
+    loop(scheduler, engine, Ending([]))
+    assert len(script.outputs[0]) == 30 and not any(running)
+
+
+def test_masks_are_waited_for_while_a_step_runs() -> None:
+    patiences: list[float] = []
+
+    class Impatient(Script):
+        def receive(self, *, block: bool, patience: float = 0.0) -> Round:
+            patiences.append(patience)
+            return super().receive(block=block, patience=patience)
+
+    scheduler, engine = build(pool=THREADS)
+    launch = engine.launch
+
+    def slowly(batch: Batch) -> Any:
+        time.sleep(0.01)
+        return launch(batch)
+
+    engine.launch = slowly  # type: ignore[method-assign]
+    rounds: list[list[Message]] = [[request(0, [1], 30), request(1, [2], 30, "start: /[c-e]{60}/")]]
+    overlap_loop(scheduler, engine, Impatient([*rounds, [GrammarBuilt(uid=1)]]))
+    assert 0.004 < max(patiences) <= MOST_PATIENCE and min(patiences) == 0
 
 
 def test_a_step_without_a_grammar_says_nothing_of_masks() -> None:
@@ -294,15 +430,20 @@ class FailingPool:
 
     def __init__(self, after: int) -> None:
         self.after = after
+        self.advances = 0
+
+    def advance(self, answers: list[tuple[Any, int]]) -> int:
+        for matcher, _ in answers:
+            matcher.left -= 1
+        self.advances += 1
+        TOLD.put(self.advances)
+        return self.advances
 
     def start(self, *_: Any, copies: int) -> list[Any]:
         pool = self
 
         class Failing:
             left = pool.after
-
-            def advance(self, _token: int) -> None:
-                self.left -= 1
 
             def mask(self) -> bytes | None:
                 return b"\xff" * 8 if self.left > 0 else None

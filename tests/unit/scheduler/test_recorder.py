@@ -73,7 +73,7 @@ class Witness:
     def idle(self) -> bool:
         return False
 
-    def receive(self, *, block: bool) -> Round:
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002
         if self._rounds:
             return Round(messages=[*self._rounds.pop(0)])
         return Round(messages=[], stop=block)

@@ -35,7 +35,7 @@ class Script:
     loops: int = 0
     most_running: int = 0
 
-    def receive(self, *, block: bool) -> Round:
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002
         self.loops += 1
         assert self.loops < 20_000, "the loop makes no progress"
         if self.rounds:

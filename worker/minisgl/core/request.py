@@ -59,6 +59,7 @@ class Request:
         "computed",
         "end",
         "in_flight",
+        "masked",
         "matcher",
         "pages",
         "params",
@@ -114,6 +115,8 @@ class Request:
         """Prompt tokens that the prefix cache spared at first admission; None before it."""
         self.matcher: Any = None
         """Its grammar's (`grammar.pool.Matcher`), which knows every token that the host knows; None: any text."""
+        self.masked = True
+        """Every rank has been told that the matcher knows what may come next."""
         self.bypassed = 0
         """How many later requests were admitted while this one headed the queue and did not fit."""
 

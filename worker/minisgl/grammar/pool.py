@@ -1,7 +1,8 @@
 """The matchers of running requests, and the threads that keep their masks up to date.
 
 A matcher knows which tokens may come next in its answer. To read a grammar takes milliseconds, to work out a mask
-some ten microseconds, both without the GIL: threads do it while the scheduler and the device go on.
+ten microseconds or a hundred, both without the GIL: threads do it while the scheduler and the device go on. They
+share the answers of a step: to hand over each by itself would take as long as its mask.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minisgl.utils.errors import UserError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("minisgl.grammar")
 
-MAX_THREADS = 4
+MAX_THREADS = 16
 STACK_BYTES = 64 << 20
 """Address space of a thread's stack: several times what a grammar was allowed when it was checked."""
 
@@ -40,31 +42,31 @@ def load_compiler(directory: str, size: int, eos_ids: Iterable[int]) -> Compiler
 
 
 class Matcher:
-    """One answer's matcher. The scheduler's thread calls `advance` and `mask`."""
+    """One answer's matcher. The scheduler's thread calls `mask`."""
 
-    __slots__ = ("_inner", "_mask", "_pool", "_stop_ids")
+    __slots__ = ("_inner", "_masks", "_place", "_stop_ids")
 
-    def __init__(self, pool: MatcherPool, stop_ids: Iterable[int]) -> None:
-        self._pool = pool
+    def __init__(self, stop_ids: Iterable[int]) -> None:
         self._stop_ids = tuple(stop_ids)
         self._inner: LLMatcher | None = None
-        self._mask: Future[Mask] = Future()
-
-    def advance(self, token: int) -> None:
-        """`token` is the answer's next: let a thread work out what may follow it."""
-        self._mask = self._pool.submit(self._consume, token)
+        self._masks: Future[list[Mask]] = Future()
+        self._place = 0
 
     def mask(self) -> Mask:
         """What may come next; waits until it is known.
 
         An answer that may end here may end with any end-of-sequence or stop token.
         """
-        return self._mask.result()
+        return self._masks.result()[self._place]
+
+    def await_mask(self, masks: Future[list[Mask]], place: int) -> None:
+        """The next mask is to be the one at this place of `masks`."""
+        self._masks, self._place = masks, place
 
     def set_built(self, inner: LLMatcher | None, mask: Mask) -> None:
         """By a thread: the grammar is read. None: it cannot be followed."""
         self._inner = inner
-        self._mask.set_result(mask)
+        self._masks.set_result([mask])
 
     def next(self, inner: LLMatcher) -> Mask:
         """By a thread: the mask where `inner` stands."""
@@ -80,7 +82,8 @@ class Matcher:
             return bytes(bits)
         return mask
 
-    def _consume(self, token: int) -> Mask:
+    def consume(self, token: int) -> Mask:
+        """By a thread: the mask behind `token`, the answer's next."""
         if self._inner is None:
             return None
         self._inner.consume_token(token)
@@ -88,24 +91,51 @@ class Matcher:
 
 
 class MatcherPool:
-    """Makes matchers. Threads and vocabulary come with the first."""
+    """Makes matchers, and moves them on. Threads and vocabulary come with the first."""
 
-    def __init__(self, load: Callable[[], Compiler], built: Callable[[int], None] | None = None) -> None:
-        """`built` is told the id of each request whose first mask is known, by a thread of the pool."""
+    def __init__(
+        self,
+        load: Callable[[], Compiler],
+        built: Callable[[int], None] | None = None,
+        masked: Callable[[int], None] | None = None,
+    ) -> None:
+        """Threads of the pool call these two: `built` with the id of each request whose first mask is known, and
+        `masked` with the number of each `advance` whose masks are.
+        """
         self._load = load
         self._built = built
+        self._masked = masked
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[tuple[Future[Mask], Callable[..., Mask], tuple[Any, ...]]] = SimpleQueue()
-        self._started = False
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads = 0
+        self._advances = 0
+        self.promised = 0
+        """How often the two are to be called for all that was asked for so far."""
 
     def start(self, uid: int, grammar: str, stop_ids: Iterable[int], *, copies: int = 1) -> list[Matcher]:
         """Matchers for as many answers to request `uid`, which may also end with a token of `stop_ids`."""
-        matchers = [Matcher(self, stop_ids) for _ in range(copies)]
-        self.submit(self._build, uid, grammar, matchers)
+        matchers = [Matcher(stop_ids) for _ in range(copies)]
+        self.promised += 1
+        self.submit(partial(self._build, uid, grammar, matchers))
         return matchers
 
-    def _build(self, uid: int, grammar: str, matchers: list[Matcher]) -> Mask:
+    def advance(self, answers: Sequence[tuple[Matcher, int]]) -> int:
+        """Let threads work out what may follow each answer's next token; returns the number of this call."""
+        self._begin()
+        self._advances += 1
+        self.promised += 1
+        parts = min(self._threads, len(answers))
+        step = _Step(parts, self._masked, self._advances)
+        for first in range(parts):
+            part = answers[first::parts]
+            masks: Future[list[Mask]] = Future()
+            for place, (matcher, _) in enumerate(part):
+                matcher.await_mask(masks, place)
+            self.submit(partial(step.run, part, masks))
+        return self._advances
+
+    def _build(self, uid: int, grammar: str, matchers: list[Matcher]) -> None:
         inner, mask = None, None
         try:
             inner = self.compiler().build(grammar)
@@ -116,24 +146,19 @@ class MatcherPool:
             matchers[0].set_built(inner, mask)
             if self._built is not None:
                 self._built(uid)
-        return mask
 
-    def submit(self, job: Callable[..., Mask], *arguments: Any) -> Future[Mask]:
-        """Let a thread of the pool do a job; one that raises gives None."""
-        if not self._started:
-            self._start()
-        future: Future[Mask] = Future()
-        self._jobs.put((future, job, arguments))
-        return future
+    def submit(self, job: Callable[[], None]) -> None:
+        """Let a thread of the pool do a job."""
+        self._begin()
+        self._jobs.put(job)
 
     def load_ahead(self) -> None:
         """Let a thread load what the first grammar would otherwise: it holds the GIL for half a second then."""
         self.submit(self._load_or_leave)
 
-    def _load_or_leave(self) -> Mask:
+    def _load_or_leave(self) -> None:
         with contextlib.suppress(UserError):  # the model is not made for it: whoever asks for a grammar is told
             self.compiler()
-        return None
 
     def compiler(self) -> Compiler:
         """Loaded by the first thread that asks; the others wait for it."""
@@ -142,19 +167,46 @@ class MatcherPool:
                 self._compiler = self._load()
             return self._compiler
 
-    def _start(self) -> None:
-        self._started = True
+    def _begin(self) -> None:
+        if self._threads:
+            return
+        self._threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         usual = threading.stack_size(STACK_BYTES)
-        for _ in range(min(MAX_THREADS, os.cpu_count() or 1)):
+        for _ in range(self._threads):
             threading.Thread(target=self._work, name="grammar", daemon=True).start()
         threading.stack_size(usual)
 
     def _work(self) -> None:
         while True:
-            future, job, arguments = self._jobs.get()
+            job = self._jobs.get()
             try:
-                mask = job(*arguments)
+                job()
             except BaseException:  # llguidance's own panics are no `Exception`
-                logger.exception("a grammar's matcher has failed")
-                mask = None
-            future.set_result(mask)
+                logger.exception("a grammar cannot be read")
+
+
+class _Step:
+    """The answers of a step, in parts."""
+
+    def __init__(self, parts: int, masked: Callable[[int], None] | None, number: int) -> None:
+        self._left = parts
+        self._masked = masked
+        self._number = number
+        self._lock = threading.Lock()
+
+    def run(self, part: Sequence[tuple[Matcher, int]], masks: Future[list[Mask]]) -> None:
+        """By a thread. Whoever does the last part says that all are done."""
+        masks.set_result([_consumed(matcher, token) for matcher, token in part])
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last and self._masked is not None:
+            self._masked(self._number)
+
+
+def _consumed(matcher: Matcher, token: int) -> Mask:
+    try:
+        return matcher.consume(token)
+    except BaseException:  # llguidance's own panics are no `Exception`
+        logger.exception("a grammar's matcher has failed")
+        return None

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
-from typing import Any, Literal
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import torch
@@ -42,7 +42,16 @@ from minisgl.engine.shaping import MOST_BIASES
 from minisgl.grammar.checker import GrammarChecker
 from minisgl.grammar.pool import MatcherPool, load_compiler
 from minisgl.llm.ranks import NOTICED_SECONDS, OtherRanks
-from minisgl.message import Abort, GrammarBuilt, NewRequest, Rejected, Round, SchedulerStats, TokenizeRequest
+from minisgl.message import (
+    Abort,
+    GrammarBuilt,
+    MasksBuilt,
+    NewRequest,
+    Rejected,
+    Round,
+    SchedulerStats,
+    TokenizeRequest,
+)
 from minisgl.models.checkpoint import inspect, resolve
 from minisgl.scheduler.io import Broadcaster
 from minisgl.scheduler.loop import normal_loop, overlap_loop
@@ -51,6 +60,9 @@ from minisgl.tokenizer.detokenizer import Detokenizer
 from minisgl.tokenizer.prepare import prepare
 from minisgl.tokenizer.text import TextTokenizer
 from minisgl.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from minisgl.grammar.compiler import Compiler
 
 Prompt = str | list[int]
 Message = dict[str, Any]
@@ -163,10 +175,9 @@ class LLM:
             raise
         self.limits = self._engine.limits
         self._checker = GrammarChecker(str(path))
-        self._built: SimpleQueue[int] = SimpleQueue()
         load = partial(load_compiler, str(path), self.limits.vocab_size, config.eos_ids)
-        matchers = MatcherPool(load, self._built.put)
-        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, matchers)
+        self._told = _Told(load)
+        self._scheduler = Scheduler(scheduler_config, self.limits, config.eos_ids, self._told.matchers)
         self._loop = overlap_loop if overlap else normal_loop
         self._sampling = config.sampling
         self._tokenizer = TextTokenizer.load(str(path))
@@ -225,7 +236,7 @@ class LLM:
             shown = len(request.token_ids) if one.prompt_logprobs else 0
             requests.append(msgspec.structs.replace(request, shown=shown))
         self._next_uid += len(requests)
-        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._built, self._ranks)
+        endpoint = _Endpoint(requests, self._broadcaster, Detokenizer(self._tokenizer), self._told, self._ranks)
         try:
             self._loop(self._scheduler, self._engine, endpoint)
         except Exception:
@@ -277,6 +288,32 @@ class LLM:
         self.close()
 
 
+class _Told:
+    """What the threads that work for grammars have to say."""
+
+    def __init__(self, load: Callable[[], Compiler]) -> None:
+        self._queue: SimpleQueue[GrammarBuilt | MasksBuilt] = SimpleQueue()
+        self._taken = 0
+        self.matchers = MatcherPool(
+            load,
+            lambda uid: self._queue.put(GrammarBuilt(uid=uid)),
+            lambda number: self._queue.put(MasksBuilt(number=number)),
+        )
+
+    def take(self, patience: float | None) -> list[GrammarBuilt | MasksBuilt]:
+        """What they have said since the last call, or say within the next seconds; None: wait for what is to come,
+        if anything is.
+        """
+        messages: list[GrammarBuilt | MasksBuilt] = []
+        with suppress(Empty):
+            if self._taken < self.matchers.promised:
+                messages.append(self._queue.get(timeout=patience))
+            while True:
+                messages.append(self._queue.get_nowait())
+        self._taken += len(messages)
+        return messages
+
+
 class _Endpoint:
     """Gives the loop one batch of requests, and says stop when the last has finished."""
 
@@ -285,13 +322,11 @@ class _Endpoint:
         requests: list[NewRequest],
         broadcaster: Broadcaster,
         detokenizer: Detokenizer,
-        built: SimpleQueue[int],
+        told: _Told,
         ranks: OtherRanks,
     ) -> None:
-        """`built` gives the id of each request with a grammar, when that is read."""
-        self._arriving: list[NewRequest | Abort | GrammarBuilt] = list(requests)
-        self._built = built
-        self._unbuilt = sum(bool(request.params.grammar) for request in requests)
+        self._arriving: list[NewRequest | Abort | GrammarBuilt | MasksBuilt] = list(requests)
+        self._told = told
         self._broadcaster = broadcaster
         self._ranks = ranks
         self._detokenizer = detokenizer
@@ -302,10 +337,8 @@ class _Endpoint:
         self._scores: dict[int, list[TokenScore]] = {request.uid: [] for request in requests}
         self._prompt_scores: dict[int, list[TokenScore] | None] = {}
 
-    def receive(self, *, block: bool) -> Round:
-        while self._unbuilt and (not self._built.empty() or (block and not self._arriving)):
-            self._arriving.append(GrammarBuilt(uid=self._built.get()))
-            self._unbuilt -= 1
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:
+        self._arriving += self._told.take(None if block and not self._arriving else patience)
         if block and not self._arriving:
             return Round(messages=[], stop=True)  # not for the other ranks: they wait for the next call
         self._ranks.check()

@@ -110,10 +110,17 @@ class GrammarBuilt(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     uid: int
 
 
+class MasksBuilt(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """A thread of rank 0 tells every rank: what may follow the tokens of some answers with grammars is known."""
+
+    number: int
+    """Of what `MatcherPool.advance` was asked for."""
+
+
 class Round(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What rank 0 read before a step. Every rank handles the same rounds in the same order."""
 
-    messages: list[NewRequest | Abort | GrammarBuilt]
+    messages: list[NewRequest | Abort | GrammarBuilt | MasksBuilt]
     stop: bool = False
     """The last round: leave the loop."""
 
@@ -275,5 +282,5 @@ class Timeline(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 ToTokenizer = TokenizeRequest | TextToTokens | TokensToText | Abort | GrammarChecked
-ToScheduler = NewRequest | Abort | GrammarBuilt | Watch
+ToScheduler = NewRequest | Abort | GrammarBuilt | MasksBuilt | Watch
 FromWorkers = StepText | Rejected | Tokens | Text | Heartbeat | SchedulerReady | SchedulerStats | Timeline

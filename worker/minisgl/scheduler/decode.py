@@ -18,8 +18,8 @@ class DecodeManager:
         """Of those of `_told`."""
         self.grammars = 0
         """How many of them have a grammar."""
-        self._held = False
-        """In the last step, those that could decode waited."""
+        self._awaited: set[Request] = set()
+        """Those for whom the ones that can decode wait."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -47,16 +47,30 @@ class DecodeManager:
     def ready(self) -> list[Request]:
         """The unfinished ones that can decode in the next step.
 
-        One with a grammar can't while its last token is not known: what may follow depends on it. If all have a
-        grammar, those that can decode wait for the others, but not twice in a row: so they go on in one step, not
-        in turns.
+        One with a grammar can't while its last token is not known, and what may follow it. If all have a grammar,
+        those that can decode wait for the others, so that they go on in one step, not in turns; but not for those
+        that have come since.
         """
         unfinished = self.unfinished()
         if not self.grammars:
             return unfinished
-        ready = [r for r in unfinished if not (r.in_flight and r.matcher)]
-        self._held = not self._held and 0 < len(ready) < len(unfinished) and all(r.matcher for r in ready)
-        return [] if self._held else ready
+        ready, self._awaited = self._sorted(unfinished)
+        return [] if self._awaited else ready
+
+    def can_step(self) -> bool:
+        """Whether `ready` would give any, or did when a step was launched that is not complete yet."""
+        if not self.grammars:
+            return bool(self._running)
+        ready, awaited = self._sorted(self.unfinished())
+        return bool(ready) and not awaited
+
+    def _sorted(self, unfinished: list[Request]) -> tuple[list[Request], set[Request]]:
+        """Those that can decode, and those for whom they wait first."""
+        ready = [r for r in unfinished if not r.matcher or (r.masked and not r.in_flight)]
+        if not ready or len(ready) == len(unfinished) or not all(r.matcher for r in ready):
+            return ready, set()
+        others = set(unfinished).difference(ready)
+        return ready, self._awaited & others if self._awaited else others
 
     def rows(self, requests: list[Request]) -> list[int]:
         """Their rows; the very list of the last call when nobody joined or left, so that it is uploaded once."""

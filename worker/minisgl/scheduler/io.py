@@ -14,6 +14,7 @@ from minisgl.message import (
     Decoder,
     GrammarBuilt,
     Heartbeat,
+    MasksBuilt,
     Round,
     SchedulerReady,
     SchedulerStats,
@@ -94,12 +95,19 @@ class RankZeroEndpoint:
 
     def grammar_built(self, uid: int) -> None:
         """For the threads that read grammars: tell the loop as others do, so that all ranks hear of it at once."""
-        with self._lock:
-            self._to_itself.send(encode(GrammarBuilt(uid=uid)))
+        self._tell_itself(GrammarBuilt(uid=uid))
 
-    def receive(self, *, block: bool) -> Round:
+    def masks_built(self, number: int) -> None:
+        """The same, for those that work out masks."""
+        self._tell_itself(MasksBuilt(number=number))
+
+    def _tell_itself(self, message: GrammarBuilt | MasksBuilt) -> None:
+        with self._lock:
+            self._to_itself.send(encode(message))
+
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:
         arrived = Round(messages=[])
-        if not block or self._inbox.poll(IDLE_SECONDS * 1000):
+        if self._inbox.poll(int((IDLE_SECONDS if block else patience) * 1000)):
             for frame in drain(self._inbox):
                 message = self._decode(frame)
                 if isinstance(message, Watch):
@@ -145,7 +153,10 @@ class RankEndpoint:
     def grammar_built(self, uid: int) -> None:
         """Rank 0 says when its own threads are ready; this rank waits for its own then, if it must."""
 
-    def receive(self, *, block: bool) -> Round:  # noqa: ARG002  rank 0 sends a round a step, whether or not it had to wait
+    def masks_built(self, number: int) -> None:
+        """As `grammar_built`."""
+
+    def receive(self, *, block: bool, patience: float = 0.0) -> Round:  # noqa: ARG002  rank 0 waits, if it must
         arrived = self._decode(self._inbox.recv())
         self._heart.rounds += 1
         return arrived

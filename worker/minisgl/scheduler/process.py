@@ -61,7 +61,7 @@ def main(process: str, config: SchedulerProcessConfig) -> None:
     else:
         endpoint = RankEndpoint(config.addresses, rank, process)
     load = partial(load_compiler, config.engine.model_path, limits.vocab_size, model.eos_ids)
-    matchers = MatcherPool(load, endpoint.grammar_built)
+    matchers = MatcherPool(load, endpoint.grammar_built, endpoint.masks_built)
     rules = config.scheduler, limits, model.eos_ids, matchers
     options: dict[str, Any] = {}
     if config.scheduler.check_ranks:

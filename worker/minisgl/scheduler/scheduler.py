@@ -19,7 +19,7 @@ from minisgl.core.config import EngineLimits, SchedulerConfig
 from minisgl.core.request import FinishReason, Request, State
 from minisgl.grammar.pool import MatcherPool
 from minisgl.kvcache.manager import CacheManager
-from minisgl.message import Abort, GrammarBuilt, NewRequest, SchedulerStats, StepTokens
+from minisgl.message import Abort, GrammarBuilt, MasksBuilt, NewRequest, SchedulerStats, StepTokens
 from minisgl.message.types import Opened
 from minisgl.scheduler.copies import CopyManager
 from minisgl.scheduler.decode import DecodeManager
@@ -50,7 +50,9 @@ class Scheduler:
         eos_ids: Iterable[int],
         matchers: MatcherPool | None = None,
     ) -> None:
-        """`matchers` are for requests with a grammar. Of each, the caller hands in a `GrammarBuilt`."""
+        """`matchers` are for requests with a grammar. The caller hands in all that they tell: a `GrammarBuilt` of
+        each request, and a `MasksBuilt` of each step with some.
+        """
         self._limits = limits
         self._eos_ids = frozenset(eos_ids)
         self._matchers = matchers
@@ -61,8 +63,10 @@ class Scheduler:
         self.copies = CopyManager()
         self.requests: dict[int, Request] = {}
         """Every unfinished request by its id."""
-        self._advanced: list[Request] = []
-        """Those whose next mask has not been asked for yet."""
+        self._advanced: dict[int, list[Request]] = {}
+        """By the number of `MatcherPool.advance`, those whose masks are being worked out."""
+        self._unchecked: list[Request] = []
+        """Those whose masks are known, and may be that there is none."""
         self._arrivals = 0
         self._rewrites: dict[Request, int] = {}
         """Rows whose pages a commit replaced by the tree's from this index on: the next batch tells the device."""
@@ -74,9 +78,14 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """There is more to do than to wait for messages."""
-        return bool(self.prefill.waiting or self.prefill.partial or len(self.decode))
+        return bool(self.prefill.waiting or self.prefill.partial) or self.decode.can_step()
 
-    def handle(self, message: NewRequest | Abort | GrammarBuilt) -> None:
+    @property
+    def awaits_masks(self) -> bool:
+        """A `MasksBuilt` is to come."""
+        return bool(self._advanced)
+
+    def handle(self, message: NewRequest | Abort | GrammarBuilt | MasksBuilt) -> None:
         """Take a request into the queue, or forget one in whatever state it is."""
         match message:
             case NewRequest():
@@ -89,7 +98,12 @@ class Scheduler:
                 request = self.prefill.unbuilt.pop(message.uid, None)
                 if request is not None:
                     self.prefill.add(request)
-                    self._advanced.append(request)
+                    self._unchecked.append(request)
+            case MasksBuilt():
+                requests = self._advanced.pop(message.number, [])
+                for request in requests:
+                    request.masked = True
+                self._unchecked += requests
 
     def _add(self, message: NewRequest) -> None:
         room = self._limits.max_seq_len - len(message.token_ids)
@@ -139,7 +153,7 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next step, or None when there is nothing to compute before more tokens or messages come."""
-        if self._advanced:
+        if self._unchecked:
             self._end_failed()
         batch = Batch()
         running, retracted = self._grow_decodes(batch)
@@ -165,10 +179,10 @@ class Scheduler:
         return Step(batch, running + sampled, scored)
 
     def _end_failed(self) -> None:
-        """Wait for the masks that are being worked out, and end the requests that have none."""
-        while self._advanced:
-            advanced, self._advanced = self._advanced, []
-            for request in advanced:
+        """End the requests for which no mask can be worked out."""
+        while self._unchecked:
+            unchecked, self._unchecked = self._unchecked, []
+            for request in unchecked:
                 if request.state is not State.FINISHED and request.matcher.mask() is None:
                     if not request.generated:  # or nobody would be told of its end
                         opened = msgspec.structs.replace(_open(request), shown=[], prompt_scores=None)
@@ -177,7 +191,7 @@ class Scheduler:
 
     def _queue_copies(self, copies: list[Request]) -> None:
         self.prefill.add_first(copies)
-        self._advanced += [copy for copy in copies if copy.matcher]
+        self._unchecked += [copy for copy in copies if copy.matcher]
 
     def _grow_decodes(self, batch: Batch) -> tuple[list[Request], bool]:
         """Give every decoding request a page for its next token, retracting the newest when pages run out.
@@ -276,6 +290,7 @@ class Scheduler:
         """
         output, finished = self._output, State.FINISHED
         uids, new_tokens = output.uids, output.tokens
+        advanced: list[Request] = []
         for place, request in step.scored:
             # Also of one that was finished: its copies share them. A retracted one may have computed some twice.
             assert scores is not None
@@ -299,8 +314,12 @@ class Scheduler:
             elif length >= request.end:
                 self._finish(request, FinishReason.LENGTH)
             elif request.matcher:
-                request.matcher.advance(token)
-                self._advanced.append(request)
+                request.masked = False
+                advanced.append(request)
+        if advanced:
+            assert self._matchers is not None
+            number = self._matchers.advance([(request.matcher, request.tokens[-1]) for request in advanced])
+            self._advanced[number] = advanced
 
     def take_output(self) -> StepTokens | None:
         """What happened since the last call, for the detokenizer; None when nothing did."""
