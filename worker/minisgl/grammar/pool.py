@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("minisgl.grammar")
 
-MAX_THREADS = 16
+MAX_THREADS = 8
+"""Every rank of a host has as many, and works out the same masks."""
 STACK_BYTES = 64 << 20
 """Address space of a thread's stack: several times what a grammar was allowed when it was checked."""
 
@@ -170,7 +171,7 @@ class MatcherPool:
     def _begin(self) -> None:
         if self._threads:
             return
-        self._threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+        self._threads = min(MAX_THREADS, os.cpu_count() or 1)
         usual = threading.stack_size(STACK_BYTES)
         for _ in range(self._threads):
             threading.Thread(target=self._work, name="grammar", daemon=True).start()
