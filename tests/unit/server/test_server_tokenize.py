@@ -102,13 +102,15 @@ def test_what_is_refused_is_named(
 def test_questions_wait_in_the_same_queue(server: ApiServer) -> None:
     """So that they cannot pile up before the tokenizers without a bound."""
     ask = {"prompt": "<hang>"}
+    before = len(server.workers.questions)
     with ThreadPoolExecutor() as pool:
         hanging = [
             pool.submit(server.http.post, "/tokenize", json=ask) for _ in range(LIMITS.max_running_requests)
         ]
         wait_until(lambda: len(server.frontend._asked) == LIMITS.max_running_requests)
         assert server.http.post("/tokenize", json=ask).status_code == 429
-        for asked in server.workers.questions[-len(hanging) :]:
+        wait_until(lambda: len(server.workers.questions) == before + len(hanging))
+        for asked in server.workers.questions[before:]:
             server.workers.send(Rejected(uid=asked.uid, message="no", param="prompt"))
         assert {future.result().status_code for future in hanging} == {400}
 
