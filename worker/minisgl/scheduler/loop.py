@@ -10,7 +10,7 @@ from minisgl.message import Round
 from minisgl.scheduler.scheduler import Scheduler, Step
 
 MOST_PATIENCE = 0.02
-"""Seconds, also where the last step took longer, or came after a pause."""
+"""Seconds, also where the last steps took longer, or came after a pause."""
 
 
 class Endpoint(Protocol):
@@ -51,7 +51,7 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
     ends on a token of the last step may be in the launched one already; its extra token is dropped.
 
     While the device is busy, the masks of requests with a grammar are waited for, so that these can be in the next
-    step; but not so long that the device would wait.
+    step: for half of what a step took, so that the next one is launched in time.
     """
     last: tuple[Step, PendingStep] | None = None
     chores = True
@@ -77,16 +77,16 @@ class _Clock:
     """Of steps that follow each other."""
 
     def __init__(self) -> None:
-        self._last = self._took = 0.0
+        self._last = self._took = self._took_before = 0.0
 
     def tick(self) -> None:
         """A step is complete."""
         now = time.perf_counter()
-        self._last, self._took = now, now - self._last
+        self._last, self._took, self._took_before = now, now - self._last, self._took
 
     def patience(self) -> float:
-        """Seconds for which the device still has work when the next step has just begun."""
-        return min(self._took / 2, MOST_PATIENCE)
+        """Seconds for which a step that has just begun will still run, if it takes as long as the last two did."""
+        return min(self._took / 2, self._took_before / 2, MOST_PATIENCE)
 
 
 def _receive(
