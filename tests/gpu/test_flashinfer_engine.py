@@ -69,7 +69,7 @@ def test_greedy_tokens_are_among_the_likeliest(case: tuple[Path, Judge], options
 
 
 def test_sizes_captured_while_idle(case: tuple[Path, Judge], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 17 to 24 rows run as 32 first, and then, beside a prefix cache that is in use, as 24."""
+    """Batches of 17 to 24 rows run as 32 first, and then, beside a prefix cache that is in use, maybe as 24."""
     path, judge = case
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     idle, chores = Engine.idle, 0
@@ -81,6 +81,8 @@ def test_sizes_captured_while_idle(case: tuple[Path, Judge], monkeypatch: pytest
         decodes, chunks = llm._engine._graphs, llm._engine._prefill_graphs
         assert decodes is None or (32 not in decodes.later and 24 in decodes.later)
         left = sum(len(graphs.later) for graphs in (decodes, chunks) if graphs is not None)
+        if decodes is not None:
+            left += len(decodes._sizes) + len(decodes.later)  # each is timed too
         while idle(llm._engine):
             chores += 1
         assert chores == max(left - 1, 0), "the last leaves none"
@@ -107,3 +109,25 @@ def test_sampled_rows_leave_greedy_ones_alone(case: tuple[Path, Judge]) -> None:
         assert all(len(completion.token_ids) == 20 for completion in completions)
         greedy = [c for c, params in zip(completions, each, strict=True) if params.greedy]
         judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in greedy])
+
+
+def test_batches_that_run_as_much_larger_ones(case: tuple[Path, Judge], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the largest size had taken the least time."""
+    path, judge = case
+    timed: list[dict[int, float]] = []
+
+    def largest(times: dict[int, float]) -> dict[int, int]:
+        timed.append(times)
+        return dict.fromkeys(times, max(times))
+
+    monkeypatch.setattr("minisgl.engine.graphs.fastest", largest)
+    each = [SamplingParams(temperature=0.0, max_tokens=4 + i, ignore_eos=True) for i in range(24)]
+    with LLM(
+        str(path), device="cuda", dtype="bfloat16", max_running_requests=40, page_size=16, num_pages=1024
+    ) as llm:  # fmt: skip
+        done = llm.generate(prompts(), each)
+        assert llm.stats.used_pages == 0
+        assert timed or llm._engine._graphs is None
+    for times in timed:
+        assert sorted(times) == [1, 2, 4, 8, 16, 24, 32, 40] and min(times.values()) > 0
+    judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in done])

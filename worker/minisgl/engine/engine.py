@@ -127,12 +127,12 @@ class Engine:
         return self._stream.launch(lambda: self._step(batch))
 
     def idle(self) -> bool:
-        """Capture one more size of steps; False when none is left then. No request may be running."""
+        """Capture or time one more size of steps; False when none is left then. No request may be running."""
         every = [graphs for graphs in (self._graphs, self._prefill_graphs) if graphs is not None]
-        graphs = next((graphs for graphs in every if graphs.later), None)
+        graphs = next((graphs for graphs in every if graphs.has_chores), None)
         if graphs is not None:
-            graphs.capture_next()
-        return any(graphs.later for graphs in every)
+            graphs.do_chore()
+        return any(graphs.has_chores for graphs in every)
 
     def close(self) -> None:
         """Wait for the launched steps, and leave the other ranks."""

@@ -1,9 +1,9 @@
 """Decode steps as CUDA graphs: the whole step, from the rows of the request table to their next tokens.
 
-A graph is captured for some numbers of rows; a batch is filled up to the next of them with the padding row. The
-graph reads the rows from `Rows.decode_rows` and all else from the request table, so a step of the same requests
-as before is one launch, and copies nothing from the host. A second, small graph follows it in batches in which
-some row draws from fewer than all tokens.
+A graph is captured for some numbers of rows; a batch is filled up with the padding row to the next of them, or to
+a larger one that was seen to take less time. The graph reads the rows from `Rows.decode_rows` and everything else
+from the request table, so a step of the same requests as before is one launch, and copies nothing from the host. A
+second, small graph follows it in batches in which some row draws from fewer than all tokens.
 
 Where logits are to be changed first, the tokens that the step has drawn are of no use: another small graph changes
 the logits and draws again, before the second one; a last one counts the tokens. Both are captured when the first
@@ -15,6 +15,7 @@ tokens of its share, and a graph after that tells the others.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -25,6 +26,7 @@ from torch import Tensor
 from minisgl.attention.paged import PagedAttention
 from minisgl.core.batch import Batch
 from minisgl.engine.rows import Choice, Rows
+from minisgl.engine.sizes import captured_sizes, fastest, replay_time
 from minisgl.kernel import kernels_for
 from minisgl.kernel.device_memory import memory_at
 from minisgl.models.transformer import Transformer
@@ -34,11 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-def captured_sizes(most: int) -> tuple[list[int], list[int]]:
-    """Numbers of rows: those that no batch has to do without, powers of two and `most`; every eighth besides."""
-    needed = {1 << i for i in range(most.bit_length())} | {most}
-    return sorted(needed), sorted(set(range(8, most, 8)) - needed)
+logger = logging.getLogger("minisgl.engine")
 
 
 THREAD_LOCAL = "thread_local"
@@ -96,12 +94,23 @@ class DecodeGraphs:
         self._needed, others = captured_sizes(most)
         self.later = [*self._needed[::-1], *others]
         """Sizes that are not captured yet."""
+        self._times: dict[int, float] = {}
+        self._instead: dict[int, int] = {}
+        """As which size a batch of a size runs, once all have been timed."""
         self.prepare(most)
         self.prepare(1)
 
-    def capture_next(self) -> None:
-        """Capture one of the sizes left for `later`."""
-        self._capture(self.later[0])
+    @property
+    def has_chores(self) -> bool:
+        """Whether `do_chore` has something left to do."""
+        return bool(self.later) or not self._instead
+
+    def do_chore(self) -> None:
+        """Capture one of the sizes left for `later`; once there is none, time one. No step may be running."""
+        if self.later:
+            self._capture(self.later[0])
+        else:
+            self._time(next(size for size in self._sizes if size not in self._times))
 
     def prepare(self, count: int, *, shaped: bool = False) -> None:
         """Before `Rows.update` of a step of `count` rows: capture the size that it needs, if none yet does.
@@ -149,7 +158,22 @@ class DecodeGraphs:
                     graph.reset()
 
     def _size(self, count: int) -> int:
-        return self._sizes[bisect_left(self._sizes, count)]
+        size = self._sizes[bisect_left(self._sizes, count)]
+        return self._instead.get(size, size)
+
+    def _time(self, size: int) -> None:
+        """See how long a step of padding rows takes. After the last of them, choose between sizes."""
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            self._rows.update(Batch())
+            self._times[size] = replay_time(self._graphs[size].step)
+            if len(self._times) < len(self._sizes):
+                return
+            # Every rank must choose the same: the slowest decides.
+            own = torch.tensor([list(self._times.values())], device=self._rows.lengths.device)
+            times = self._rows.comm.all_gather(own).amax(0).tolist()
+        self._instead = fastest(dict(zip(self._times, times, strict=True)))
+        others = ", ".join(f"{size} as {other}" for size, other in self._instead.items() if size != other)
+        logger.info("numbers of decode rows that run faster as a larger one: %s", others or "none")
 
     def _capture(self, size: int) -> None:
         filtered = told = None

@@ -85,7 +85,12 @@ class PrefillGraphs:
         self._results: dict[int, Tensor] = {}
         self._capture(self.most)
 
-    def capture_next(self) -> None:
+    @property
+    def has_chores(self) -> bool:
+        """Whether `do_chore` has something left to do."""
+        return bool(self.later)
+
+    def do_chore(self) -> None:
         """Capture one of the sizes left for later."""
         self._capture(self.later[0])
 
