@@ -63,8 +63,9 @@ class Peers:
         self._ranks = size = len(addresses)
         _, letters, arrivals, sums, columns, values, _ = _offsets(size, messages)
         count = -(-messages.rows // size) * size * messages.width * messages.dtype.itemsize
-        self._kernels = kernels_for(own, "peers")
-        self._mapped = self._kernels.Mapped(
+        self._sums = kernels_for(own, "peers")
+        self._shares = kernels_for(own, "shares")
+        self._mapped = kernels_for(own, "meeting").Mapped(
             rank,
             LETTER_ROWS,
             MOST_ROWS,
@@ -85,7 +86,7 @@ class Peers:
         hidden_size, _, _, dtype = self._messages
         if not len(x) or x.shape[1] != hidden_size or x.dtype != dtype:
             return None
-        rows, ranks, kernels = len(x), self._ranks, self._kernels
+        rows, ranks, kernels = len(x), self._ranks, self._sums
         if (
             rows <= LETTER_ROWS
             and x.nbytes * (ranks - 1) <= LETTER_BYTES
@@ -109,13 +110,13 @@ class Peers:
         _, width, rows, dtype = self._messages
         if not 0 < len(columns) <= rows or columns.shape[1] != width or columns.dtype != dtype:
             return None
-        return self._kernels.exchange(self._mapped, columns)  # type: ignore[no-any-return]
+        return self._shares.exchange(self._mapped, columns)  # type: ignore[no-any-return]
 
     def collect(self, own: Tensor, total: int) -> Tensor | None:
         """As `Communicator.collect`, of int64 [share]; None where there is no room."""
         if not 0 < total <= self._messages.rows:
             return None
-        return self._kernels.collect(self._mapped, own, total)  # type: ignore[no-any-return]
+        return self._shares.collect(self._mapped, own, total)  # type: ignore[no-any-return]
 
     def abandon(self) -> None:
         """Raise every flag of this rank, so that no kernel waits for another rank any more."""

@@ -1,22 +1,13 @@
-"""Collectives of a step's small messages through memory that every GPU of a worker has mapped.
-
-A rank writes into the other ranks' buffers over NVLink and then raises a flag there; a rank that has seen every
-flag reads its own buffer. Program p of a kernel meets only program p of the other ranks, which all launch the same
-kernels in the same order; a GPU starts programs in their order, so the first that waits anywhere is met. Flags are
-counts, so nothing has to be lowered. A program's count says which of two halves of the buffer it uses this time.
-What a half holds is read before its owner raises the flags of the next time, and written again no earlier than the
-time after: nobody overwrites what is still read.
+"""Sums over ranks of a step's hidden states, with the norm after them; ranks meet as in `minisgl.kernel.meeting`.
 
 The fewest bytes go by letter: each 8 bytes hold 4 of the message and the count, so that a rank sees from the
 message itself that it is there. That spares the sender the wait, before it may raise a flag, for all that it wrote
 to have arrived. (NCCL calls this protocol LL.)
 
-The reference of each is a method of `minisgl.distributed.communicator.Communicator` without peers.
+The reference of each is `Communicator.all_reduce` without peers, and `minisgl.kernel.layers.add_rms_norm`.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,41 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minisgl.kernel.launch import begin, early
-
-BLOCK = 2048
-"""Elements that a program of `exchange` moves."""
-
-
-class Mapped(NamedTuple):
-    """The ranks' buffers, each of which begins with int32 flags [2, ranks, programs], all zero at first.
-
-    Of what comes after the flags, the place in each rank's buffer, as this GPU sees it: a multiple of 16 bytes.
-    """
-
-    rank: int
-    letter_rows: int
-    short_rows: int
-    """For which there are programs of their own; those of long messages come after them."""
-    long_programs: int
-    together: int
-    """Rows that each of these sends at a time."""
-    rows: int
-    addresses: Tensor
-    """int64 [ranks]: where each rank's buffer begins."""
-    letters: tuple[int, ...]
-    """int64 [2, ranks, letter_rows, size / 2], all zero at first."""
-    arrivals: tuple[int, ...]
-    """[2, ranks, rows, size]."""
-    sums: tuple[int, ...]
-    """[2, ranks * rows, size], or nothing where `add_rms_norm_in_two` is not called."""
-    columns: tuple[int, ...]
-    """[rows of logits, width of all ranks]."""
-    values: tuple[int, ...]
-    """int64 [rows of logits of all ranks]."""
-    own_columns: Tensor
-    """Those of `columns` that are this rank's."""
-    counts: Tensor
-    """int32 [programs], on this GPU: how often each program has met the others; zeros at first."""
+from minisgl.kernel.meeting import Mapped, arrived, await_flags, meet, meeting_of, place_of, raise_flags
 
 
 def add_rms_norm_by_letter(mapped: Mapped, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -82,7 +39,7 @@ def add_rms_norm_at_once(mapped: Mapped, x: Tensor, residual: Tensor, weight: Te
     size = x.shape[1]
     _sum_at_once[(len(x),)](
         x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, size, mapped.rows, eps,
-        triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
+        triton.next_power_of_2(size), *meeting_of(mapped), early(), num_warps=_warps(size), launch_pdl=early(),
     )  # fmt: skip
     return out
 
@@ -95,7 +52,7 @@ def add_rms_norm_in_turns(mapped: Mapped, x: Tensor, residual: Tensor, weight: T
     _sum_in_turns[(programs,)](
         x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.counts, tokens,
         triton.cdiv(tokens, programs * together), size, mapped.rows, mapped.short_rows, mapped.long_programs, eps,
-        triton.next_power_of_2(size), together, *_place(mapped), early(), num_warps=_warps(size),
+        triton.next_power_of_2(size), together, *meeting_of(mapped), early(), num_warps=_warps(size),
         launch_pdl=early(),
     )  # fmt: skip
     return out
@@ -110,35 +67,8 @@ def add_rms_norm_in_two(mapped: Mapped, x: Tensor, residual: Tensor, weight: Ten
     size = x.shape[1]
     _sum_in_two[(triton.cdiv(len(x), len(mapped.arrivals)),)](
         x, residual, weight, out, mapped.addresses, mapped.arrivals, mapped.sums, mapped.counts, len(x), size,
-        mapped.rows, eps, triton.next_power_of_2(size), *_place(mapped), early(), num_warps=_warps(size),
+        mapped.rows, eps, triton.next_power_of_2(size), *meeting_of(mapped), early(), num_warps=_warps(size),
         launch_pdl=early(),
-    )  # fmt: skip
-    return out
-
-
-def exchange(mapped: Mapped, columns: Tensor) -> Tensor:
-    """This rank's columns of every row [S, width] -> every column of its share of the rows [ceil(S / ranks), all].
-
-    The result is in the buffer: valid until the next call, between which and the last reader of the result there
-    must be another collective.
-    """
-    count, width = columns.shape
-    ranks = len(mapped.columns)
-    part = triton.cdiv(count, ranks)
-    _send_columns[(count, triton.cdiv(width, BLOCK))](
-        columns, mapped.columns, part, width, mapped.rank, ranks, BLOCK, early(), num_warps=8, launch_pdl=early()
-    )
-    _meet_once[(1,)](mapped.addresses, mapped.counts, *_place(mapped), early(), num_warps=1, launch_pdl=early())
-    return mapped.own_columns[:part]
-
-
-def collect(mapped: Mapped, own: Tensor, total: int) -> Tensor:
-    """The int64 values of this rank's share of `total` rows -> those of all rows, int64 [total]."""
-    start = mapped.rank * triton.cdiv(total, len(mapped.values))
-    out = own.new_empty(total)
-    _collect[(1,)](
-        own, out, mapped.addresses, mapped.values, mapped.counts, len(own), start, total,
-        triton.next_power_of_2(total), *_place(mapped), early(), num_warps=4, launch_pdl=early(),
     )  # fmt: skip
     return out
 
@@ -225,11 +155,11 @@ def _sum_at_once(
     values = tl.load(x + row * size + column, mask, 0.0)
     for peer in tl.static_range(ranks):
         if peer != rank:
-            theirs = _place_of(arrivals[peer], x)
+            theirs = place_of(arrivals[peer], x)
             tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
-    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     spot = (half * rows + row) * size + column
-    total = _sum_of_arrived(values, _place_of(arrivals[rank], x), spot, rows * size, mask, rank, ranks)
+    total = _sum_of_arrived(values, place_of(arrivals[rank], x), spot, rows * size, mask, rank, ranks)
     _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps)
     tl.store(counts + program, count)
 
@@ -254,7 +184,7 @@ def _sum_in_turns(
     _send_rows(
         x, arrivals, row, tokens, count, program, most, begins, rows, size, column, mask, together, rank, ranks
     )
-    _raise(addresses, count, program, 0, rank, ranks, lanes, programs)
+    raise_flags(addresses, count, program, 0, rank, ranks, lanes, programs)
     for turn in range(turns):
         following = row + tl.num_programs(0) * together
         if turn + 1 < turns:
@@ -262,14 +192,14 @@ def _sum_in_turns(
                 x, arrivals, following, tokens, count + 1, program, most, begins, rows, size, column, mask,
                 together, rank, ranks,
             )  # fmt: skip
-            _raise(addresses, count + 1, program, 0, rank, ranks, lanes, programs)
-        _await(addresses, count, program, 0, rank, ranks, lanes, programs)
+            raise_flags(addresses, count + 1, program, 0, rank, ranks, lanes, programs)
+        await_flags(addresses, count, program, 0, rank, ranks, lanes, programs)
         place = _turn_place(count, program, most, begins, rows, together, ranks)
         for part in tl.static_range(together):
             inside = mask & (row + part < tokens)
             values = tl.load(x + (row + part) * size + column, inside, 0.0)
             spot = (place + part) * size + column
-            mine = _place_of(arrivals[rank], x)
+            mine = place_of(arrivals[rank], x)
             total = _sum_of_arrived(values, mine, spot, rows * size, inside, rank, ranks)
             _add_and_normalize(total, residual, weight, out, row + part, column, inside, size, eps)
         row = following
@@ -295,7 +225,7 @@ def _send_rows(
         values = tl.load(x + (row + part) * size + column, inside, 0.0)
         for peer in tl.static_range(ranks):
             if peer != rank:
-                tl.store(_place_of(arrivals[peer], x) + (place + part) * size + column, values, inside)
+                tl.store(place_of(arrivals[peer], x) + (place + part) * size + column, values, inside)
 
 
 @triton.jit
@@ -306,7 +236,7 @@ def _sum_of_arrived(own, mine, spot, stride, mask, rank: tl.constexpr, ranks: tl
         if peer == rank:
             total += own.to(tl.float32)
         else:
-            total += _arrived(mine + spot + peer * stride, mask)
+            total += arrived(mine + spot + peer * stride, mask)
     return total
 
 
@@ -326,23 +256,23 @@ def _sum_in_two(
     for peer in tl.static_range(ranks):
         row = group * ranks + peer
         values = tl.load(x + row * size + column, mask & (row < tokens), 0.0)
-        theirs = _place_of(arrivals[peer], x)
+        theirs = place_of(arrivals[peer], x)
         tl.store(theirs + ((half * ranks + rank) * rows + group) * size + column, values, mask)
-    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
+    meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     total = tl.zeros((block,), tl.float32)
-    mine = _place_of(arrivals[rank], x)
+    mine = place_of(arrivals[rank], x)
     for peer in tl.static_range(ranks):
-        total += _arrived(mine + ((half * ranks + peer) * rows + group) * size + column, mask)
+        total += arrived(mine + ((half * ranks + peer) * rows + group) * size + column, mask)
     total = total.to(out.dtype.element_ty)
     place = (half * ranks * rows + group * ranks) * size + column
     for peer in tl.static_range(ranks):
-        tl.store(_place_of(sums[peer], x) + place + rank * size, total, mask)
-    _meet(addresses, count, program, 1, rank, ranks, lanes, programs)
+        tl.store(place_of(sums[peer], x) + place + rank * size, total, mask)
+    meet(addresses, count, program, 1, rank, ranks, lanes, programs)
     for part in tl.static_range(ranks):
         row = group * ranks + part
         inside = mask & (row < tokens)
         _add_and_normalize(
-            _arrived(_place_of(sums[rank], x) + place + part * size, inside),
+            arrived(place_of(sums[rank], x) + place + part * size, inside),
             residual,
             weight,
             out,
@@ -356,106 +286,6 @@ def _sum_in_two(
 
 
 @triton.jit
-def _send_columns(
-    columns, targets, part, width, rank: tl.constexpr, ranks: tl.constexpr, block: tl.constexpr,
-    early: tl.constexpr,
-):  # fmt: skip
-    begin(early)
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * block + tl.arange(0, block)
-    values = tl.load(columns + row * width + column, column < width, 0.0)
-    place = (row % part * ranks + rank) * width + column
-    for peer in tl.static_range(ranks):
-        if row // part == peer:
-            tl.store(_place_of(targets[peer], columns) + place, values, column < width)
-
-
-@triton.jit
-def _meet_once(
-    addresses, counts, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr,
-    early: tl.constexpr,
-):  # fmt: skip
-    """After what an earlier kernel has sent: its writes are visible to a rank that has seen the flag."""
-    begin(early)
-    program = tl.program_id(0)
-    count = tl.load(counts + program) + 1
-    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
-    tl.store(counts + program, count)
-
-
-@triton.jit
-def _collect(
-    own, out, addresses, values, counts, own_count, start, total, block: tl.constexpr,
-    rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr, programs: tl.constexpr, early: tl.constexpr,
-):  # fmt: skip
-    begin(early)
-    program = tl.program_id(0)
-    index = tl.arange(0, block)
-    count = tl.load(counts + program) + 1
-    mine = tl.load(own + index, index < own_count, 0)
-    for peer in tl.static_range(ranks):
-        tl.store(_place_of(values[peer], own) + start + index, mine, index < own_count)
-    _meet(addresses, count, program, 0, rank, ranks, lanes, programs)
-    everyone = tl.load(_place_of(values[rank], own) + index, index < total, 0, cache_modifier=".cg")
-    tl.store(out + index, everyone, index < total)
-    tl.store(counts + program, count)
-
-
-@triton.jit
-def _meet(
-    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
-    programs: tl.constexpr,
-):  # fmt: skip
-    """Wait until this program of every rank has come here for the `count`-th time.
-
-    What each has written before, to any rank's buffer, can be read then.
-    """
-    _raise(addresses, count, program, phase, rank, ranks, lanes, programs)
-    _await(addresses, count, program, phase, rank, ranks, lanes, programs)
-
-
-@triton.jit
-def _raise(
-    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
-    programs: tl.constexpr,
-):  # fmt: skip
-    tl.debug_barrier()  # every thread has written what the flags tell of, and read what may be overwritten then
-    peer = tl.arange(0, lanes)
-    other = (peer < ranks) & (peer != rank)
-    theirs = tl.load(addresses + peer, peer < ranks, 0).to(tl.pointer_type(tl.int32), bitcast=True)
-    tl.atomic_xchg(theirs + (phase * ranks + rank) * programs + program, count, other, sem="release", scope="sys")
-
-
-@triton.jit
-def _await(
-    addresses, count, program, phase: tl.constexpr, rank: tl.constexpr, ranks: tl.constexpr, lanes: tl.constexpr,
-    programs: tl.constexpr,
-):  # fmt: skip
-    peer = tl.arange(0, lanes)
-    other = (peer < ranks) & (peer != rank)
-    mine = tl.load(addresses + rank).to(tl.pointer_type(tl.int32), bitcast=True)
-    late = 1
-    while late > 0:
-        seen = tl.atomic_add(
-            mine + (phase * ranks + peer) * programs + program, 0, other, sem="acquire", scope="sys"
-        )
-        late = tl.sum((other & (seen - count < 0)).to(tl.int32))  # the difference is right past an overflow
-    tl.debug_barrier()
-
-
-@triton.jit
-def _place_of(address, like):
-    """A pointer to what `like` points to."""
-    return tl.multiple_of(address.to(tl.pointer_type(like.dtype.element_ty), bitcast=True), 16)
-
-
-@triton.jit
-def _arrived(place, mask):
-    """What another GPU has written, in float32: not from this multiprocessor's own cache."""
-    return tl.load(place, mask, 0.0, cache_modifier=".cg").to(tl.float32)
-
-
-@triton.jit
 def _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps):
     """As `minisgl.kernel.layers.add_rms_norm`, of one row whose summand is `total`."""
     total += tl.load(residual + row * size + column, mask, 0.0).to(tl.float32)
@@ -465,13 +295,6 @@ def _add_and_normalize(total, residual, weight, out, row, column, mask, size, ep
     scale = tl.rsqrt(tl.sum(total * total) / size + eps)
     scaled = total * scale * tl.load(weight + column, mask, 0.0).to(tl.float32)
     tl.store(out + row * size + column, scaled.to(out.dtype.element_ty), mask)
-
-
-def _place(mapped: Mapped) -> tuple[int, int, int, int]:
-    """What `_meet` takes last: rank, ranks, that rounded up to a power of two, programs."""
-    ranks = len(mapped.arrivals)
-    lanes: int = triton.next_power_of_2(ranks)
-    return mapped.rank, ranks, lanes, len(mapped.counts)
 
 
 def _warps(size: int) -> int:
