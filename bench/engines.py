@@ -19,7 +19,9 @@ from minisgl.utils.errors import UserError
 class Engine(Protocol):
     """Generates every request of a workload to its exact length."""
 
-    def run(self, workload: Workload) -> None: ...
+    def run(self, workload: Workload) -> list[float]:
+        """Seconds until the last token of each kind of request, where an engine is given several kinds."""
+        ...
 
     def close(self) -> None: ...
 
@@ -35,7 +37,7 @@ class MiniSGLang:
         self._sampling = sampling or ({},)
         self._llm = LLM(model, **({"cache": "naive"} | options))
 
-    def run(self, workload: Workload) -> None:
+    def run(self, workload: Workload) -> list[float]:
         params = [
             msgspec.convert(
                 {"max_tokens": length, "temperature": self.temperature, "ignore_eos": True, **more}, SamplingParams
@@ -44,6 +46,8 @@ class MiniSGLang:
         ]
         done = self._llm.generate(workload.prompts, params)
         assert sum(len(c.token_ids) for c in done) == workload.output_tokens
+        kinds = len(self._sampling)
+        return [max(c.seconds for c in done[kind::kinds]) for kind in range(min(kinds, len(done)))]
 
     def close(self) -> None:
         self._llm.close()
@@ -55,7 +59,7 @@ class Endpoint:
     def __init__(self, url: str) -> None:
         self._target = served(url)
 
-    def run(self, workload: Workload) -> None:
+    def run(self, workload: Workload) -> list[float]:
         bodies = [
             (0.0, self._target.completion(prompt, length))
             for prompt, length in zip(workload.prompts, workload.output_lengths, strict=True)
@@ -65,6 +69,7 @@ class Endpoint:
         if failed is not None:
             raise UserError(f"--url {self._target.url}: {failed}")
         assert sum(answer.tokens for answer in answers) == workload.output_tokens
+        return []
 
     def close(self) -> None:
         pass

@@ -11,10 +11,11 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -95,7 +96,7 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     }
     engines = {name: builders[name]() for name in wanted}
     floor = floor_of(args, model, options, report.gpu_name())
-    results = run_case(case, engines, model, floor, args.runs, options)
+    results = run_case(case, engines, model, floor, args.runs, options, list(map(json.dumps, args.sampling)))
     for engine in engines.values():
         engine.close()
     report.save(args, case.name, results)
@@ -108,18 +109,26 @@ def run_case(
     floor: Floor | None,
     runs: int,
     options: Mapping[str, Any],
+    kinds: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Measure, print a table, and return a result for each engine. No `floor`: none is known of this machine.
 
-    `options`: the engines', as far as they say what other engines can be compared with.
+    `options`: the engines', as far as they say what other engines can be compared with. `kinds`: what requests ask
+    for in turn; of several, a step has a figure each.
     """
     workload = uniform(case.seed, case.requests, case.inputs, case.outputs, model.vocab_size)
     workloads = [workload] if case.command != "step" else [workload, workload.first_tokens()]
-    seconds = measure(engines, workloads, runs)
+    measured = measure(engines, workloads, runs)
     results = []
-    for name, times in seconds.items():
+    for name, every in measured.items():
+        times = [of_one.whole for of_one in every]
         peers = peers_of(model, case.name, report.gpu_name(), options)
         figure = to_figure(case, workload, times, floor, peers)
+        apart = []
+        if case.command == "step" and len(kinds) > 1 and all(every[0].kinds):
+            for kind, text in enumerate(kinds):
+                own = [[ended[kind] for ended in of_one.kinds] for of_one in every]
+                apart.append(to_figure(replace(case, name=text, text=f"of those with {text}"), workload, own))
         results.append(
             {
                 "engine": name,
@@ -131,22 +140,28 @@ def run_case(
                 "output_tokens": workload.output_tokens,
                 "output_tokens_per_second": round(workload.output_tokens / statistics.median(times[0]), 2),
             }
+            | ({"kinds": [figure.as_json() for figure in apart]} if apart else {})
         )
         spread = f"{min(times[0]):.3f} to {max(times[0]):.3f} s in {runs} run(s)"
         rate = f"{results[-1]['output_tokens_per_second']:,.0f} output tokens/s"
         print_figures(
             f"{name}: {workload.input_tokens:,} tokens in, {workload.output_tokens:,} out; {spread}, {rate}",
-            [figure],
+            [figure, *apart],
         )
     return results
 
 
 def to_figure(
-    case: Case, workload: Workload, times: list[list[float]], floor: Floor | None, peers: dict[str, float]
+    case: Case,
+    workload: Workload,
+    times: list[list[float]],
+    floor: Floor | None = None,
+    peers: Mapping[str, float] = MappingProxyType({}),
 ) -> Figure:
     """The number that the case is about. `times`: wall seconds of the workload's runs, and for `step` those of its
     first tokens alone.
     """
+    peers = dict(peers)
     lengths = [len(prompt) for prompt in workload.prompts]
     least = None if floor is None else floor.generate(lengths, workload.output_lengths)
     seconds = statistics.median(times[0])
@@ -162,18 +177,28 @@ def to_figure(
     return Figure(case.name, case.text, seconds, "s", None if least is None else least.total, peers)
 
 
-def measure(engines: Mapping[str, Engine], workloads: list[Workload], runs: int) -> dict[str, list[list[float]]]:
-    """Wall seconds of each run of each workload, after a warm-up. The engines take turns, so that a change of the
+@dataclass
+class Times:
+    """Wall seconds of each run of a workload."""
+
+    whole: list[float] = field(default_factory=list)
+    kinds: list[list[float]] = field(default_factory=list)
+    """What `Engine.run` returned."""
+
+
+def measure(engines: Mapping[str, Engine], workloads: list[Workload], runs: int) -> dict[str, list[Times]]:
+    """How long each workload takes each engine, after a warm-up. The engines take turns, so that a change of the
     machine's mood meets them all.
     """
-    seconds: dict[str, list[list[float]]] = {name: [[] for _ in workloads] for name in engines}
+    measured = {name: [Times() for _ in workloads] for name in engines}
     for run in range(runs + 1):
         for name, engine in engines.items():
-            for workload, times in zip(workloads, seconds[name], strict=True):
+            for workload, times in zip(workloads, measured[name], strict=True):
                 started = time.perf_counter()
-                engine.run(workload)
+                kinds = engine.run(workload)
                 taken = time.perf_counter() - started
                 print(f"{name}: {'warm-up' if run == 0 else f'run {run}'} {taken:.3f} s", file=sys.stderr)
                 if run:
-                    times.append(taken)
-    return seconds
+                    times.whole.append(taken)
+                    times.kinds.append(kinds)
+    return measured

@@ -17,7 +17,7 @@ class Transformers:
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
         self._model.generation_config.eos_token_id = None  # generate to the exact length
 
-    def run(self, workload: Workload) -> None:
+    def run(self, workload: Workload) -> list[float]:
         for prompt, length in zip(workload.prompts, workload.output_lengths, strict=True):
             ids = torch.tensor([prompt])
             with torch.inference_mode():
@@ -28,6 +28,7 @@ class Transformers:
                     do_sample=False,
                 )
             assert out.shape[1] == len(prompt) + length
+        return []
 
     def close(self) -> None:
         del self._model

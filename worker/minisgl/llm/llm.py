@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Completion:
     """Of each of `token_ids`. None: not asked for."""
     prompt_logprobs: list[TokenScore] | None
     """Of each token of the prompt but the first. None: not asked for."""
+    seconds: float
+    """From the start of the batch that it was in to its last token."""
 
 
 class LLM:
@@ -333,6 +336,8 @@ class _Endpoint:
         self._tokens: dict[int, list[int]] = {request.uid: [] for request in requests}
         self._texts: dict[int, list[str]] = {request.uid: [] for request in requests}
         self._reasons: dict[int, str] = {}
+        self._begun = time.perf_counter()
+        self._seconds: dict[int, float] = {}
         self._cached: dict[int, int] = {}
         self._scores: dict[int, list[TokenScore]] = {request.uid: [] for request in requests}
         self._prompt_scores: dict[int, list[TokenScore] | None] = {}
@@ -368,6 +373,7 @@ class _Endpoint:
             self._cached[uid] = cached
             if reason:
                 self._reasons[uid] = reason
+                self._seconds[uid] = time.perf_counter() - self._begun
         self._arriving += [Abort(uid=uid) for uid in stopped]
 
     def completion(self, request: NewRequest) -> Completion:
@@ -379,4 +385,5 @@ class _Endpoint:
             cached_tokens=self._cached[request.uid],
             logprobs=None if request.params.logprobs is None else self._scores[request.uid],
             prompt_logprobs=self._prompt_scores[request.uid],
+            seconds=self._seconds[request.uid],
         )

@@ -1,0 +1,49 @@
+"""A workload timed: the whole, and apart for each kind of request."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from bench.dummy import model_path
+from bench.standard import case_of
+from bench.throughput import run_case
+from bench.workload import Workload
+
+from minisgl.models.config import ModelConfig
+
+MODEL = ModelConfig.load(model_path("Qwen3-0.6B"))
+
+
+class Sleeper:
+    """Answers each token of two kinds of requests after its own time."""
+
+    def __init__(self, *per_token: float) -> None:
+        self._per_token = per_token
+
+    def run(self, workload: Workload) -> list[float]:
+        ended = [seconds * max(workload.output_lengths) for seconds in self._per_token]
+        time.sleep(max(ended))
+        return ended
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_step_of_several_kinds_has_a_figure_for_each() -> None:
+    case = case_of("step", 4, (8, 8), (11, 11), 1, 0.0)
+    engines = {"minisgl": Sleeper(0.001, 0.004)}
+    (found,) = run_case(case, engines, MODEL, None, 2, {}, ["{}", '{"grammar": "start:/a/"}'])
+    assert found["figure"]["value"] >= 4.0
+    assert [kind["value"] for kind in found["kinds"]] == pytest.approx([1.0, 4.0])
+    assert [kind["text"] for kind in found["kinds"]] == [
+        "of those with {}",
+        'of those with {"grammar": "start:/a/"}',
+    ]
+
+
+@pytest.mark.parametrize("command", ["step", "offline"])
+def test_one_kind_has_none_apart(command: str) -> None:
+    case = case_of(command, 4, (8, 8), (3, 3), 1, 0.0)
+    (found,) = run_case(case, {"minisgl": Sleeper(0.001)}, MODEL, None, 1, {}, ["{}"])
+    assert "kinds" not in found
