@@ -43,6 +43,8 @@ class Compiler:
             raise UserError("the model names no token that ends an answer, so none can end with a grammar")
         tokens = tokens[:size] + [b""] * (size - len(tokens))
         special = sorted({*vocabulary.special, *eos})
+        self.mask_bytes = -(-len(tokens) // 32) * 4
+        """Of a mask, whose bits are of as many tokens, and then of none."""
         self._tokenizer = LLTokenizer(TokenizerWrapper(_Tokens(tokens, special, eos[0])), eos_token=eos)
 
     @classmethod

@@ -1,8 +1,9 @@
 """The matchers of running requests, and the threads that keep their masks up to date.
 
 A matcher knows which tokens may come next in its answer. To read a grammar takes milliseconds, to work out a mask
-ten microseconds or a hundred, both without the GIL: threads do it while the scheduler and the device go on. They
-share the answers of a step: to hand over each by itself would take as long as its mask.
+ten microseconds or some hundred, both without the GIL: threads do it while the scheduler and the device go on.
+Those that work masks out are llguidance's own, which share the answers of a step among themselves: Python's would
+take the GIL from the scheduler, and from each other, for every answer.
 """
 
 from __future__ import annotations
@@ -11,25 +12,30 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from minisgl.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLExecutor, LLMatcher
 
     from minisgl.grammar.compiler import Compiler
 
 logger = logging.getLogger("minisgl.grammar")
 
-MAX_THREADS = 8
-"""Every rank of a host has as many, and works out the same masks."""
+READERS = 4
+"""Threads that read grammars."""
+MAX_THREADS = 16
+"""That work masks out, on a host with so many processors. Every rank has as many, and works out the same masks."""
 STACK_BYTES = 64 << 20
 """Address space of a thread's stack: several times what a grammar was allowed when it was checked."""
+STACK_VARIABLE = "RUST_MIN_STACK"
 
 Mask = bytes | None
 """int32 [ceil(vocab / 32)], bit i of word j is token ``32 * j + i``; None when the matcher has failed."""
@@ -69,9 +75,13 @@ class Matcher:
         self._inner = inner
         self._masks.set_result([mask])
 
-    def next(self, inner: LLMatcher) -> Mask:
-        """By a thread: the mask where `inner` stands."""
-        mask = inner.compute_bitmask()
+    @property
+    def inner(self) -> LLMatcher | None:
+        """By a thread, once it is built. None: nothing can follow."""
+        return self._inner
+
+    def told(self, inner: LLMatcher, mask: bytes) -> Mask:
+        """By a thread: what `mask`, worked out where `inner` stands, becomes of this answer."""
         if inner.is_error():
             logger.warning("a grammar cannot be followed further: %s", inner.get_error()[:200])
             return None
@@ -82,13 +92,6 @@ class Matcher:
                     bits[token >> 3] |= 1 << (token & 7)
             return bytes(bits)
         return mask
-
-    def consume(self, token: int) -> Mask:
-        """By a thread: the mask behind `token`, the answer's next."""
-        if self._inner is None:
-            return None
-        self._inner.consume_token(token)
-        return self.next(self._inner)
 
 
 class MatcherPool:
@@ -108,8 +111,10 @@ class MatcherPool:
         self._masked = masked
         self._compiler: Compiler | None = None
         self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._threads = 0
+        self._to_read: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._to_advance: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._started = False
+        self._executor: LLExecutor | None = None
         self._advances = 0
         self.promised = 0
         """How often the two are to be called for all that was asked for so far."""
@@ -123,24 +128,48 @@ class MatcherPool:
 
     def advance(self, answers: Sequence[tuple[Matcher, int]]) -> int:
         """Let threads work out what may follow each answer's next token; returns the number of this call."""
-        self._begin()
         self._advances += 1
         self.promised += 1
-        parts = min(self._threads, len(answers))
-        step = _Step(parts, self._masked, self._advances)
-        for first in range(parts):
-            part = answers[first::parts]
-            masks: Future[list[Mask]] = Future()
-            for place, (matcher, _) in enumerate(part):
-                matcher.await_mask(masks, place)
-            self.submit(partial(step.run, part, masks))
+        masks: Future[list[Mask]] = Future()
+        for place, (matcher, _) in enumerate(answers):
+            matcher.await_mask(masks, place)
+        self.submit(partial(self._advance, answers, masks, self._advances), read=False)
         return self._advances
+
+    def _advance(self, answers: Sequence[tuple[Matcher, int]], masks: Future[list[Mask]], number: int) -> None:
+        found: list[Mask] = [None] * len(answers)
+        try:
+            for place, mask in self._masks_behind(answers):
+                found[place] = mask
+        finally:
+            masks.set_result(found)
+            if self._masked is not None:
+                self._masked(number)
+
+    def _masks_behind(self, answers: Sequence[tuple[Matcher, int]]) -> Iterator[tuple[int, Mask]]:
+        """The places of those answers that can still be followed, and the masks behind their tokens."""
+        followed = [
+            (place, matcher, inner, token)
+            for place, (matcher, token) in enumerate(answers)
+            if (inner := matcher.inner) is not None
+        ]
+        if not followed:
+            return
+        if self._executor is None:
+            self._executor = _executor()
+        self._executor.consume_token_par([(inner, token) for _, _, inner, token in followed])
+        size = self.compiler().mask_bytes
+        masks = np.empty((len(followed), size), dtype=np.uint8)
+        targets = [(inner, line) for line, (_, _, inner, _) in enumerate(followed)]
+        self._executor.unsafe_compute_mask_ptr(targets, masks.ctypes.data, size, len(masks))
+        for mask, (place, matcher, inner, _) in zip(masks, followed, strict=True):
+            yield place, matcher.told(inner, mask.tobytes())
 
     def _build(self, uid: int, grammar: str, matchers: list[Matcher]) -> None:
         inner, mask = None, None
         try:
             inner = self.compiler().build(grammar)
-            mask = matchers[0].next(inner)
+            mask = matchers[0].told(inner, inner.compute_bitmask())
         finally:
             for matcher in matchers[1:]:
                 matcher.set_built(inner.deep_copy() if inner is not None and mask is not None else None, mask)
@@ -148,10 +177,11 @@ class MatcherPool:
             if self._built is not None:
                 self._built(uid)
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Let a thread of the pool do a job."""
-        self._begin()
-        self._jobs.put(job)
+    def submit(self, job: Callable[[], None], *, read: bool = True) -> None:
+        """Let a thread do a job. Grammars are read beside each other, and masks do not wait for them."""
+        if not self._started:
+            self._start_threads()
+        (self._to_read if read else self._to_advance).put(job)
 
     def load_ahead(self) -> None:
         """Let a thread load what the first grammar would otherwise: it holds the GIL for half a second then."""
@@ -168,46 +198,34 @@ class MatcherPool:
                 self._compiler = self._load()
             return self._compiler
 
-    def _begin(self) -> None:
-        if self._threads:
-            return
-        self._threads = min(MAX_THREADS, os.cpu_count() or 1)
+    def _start_threads(self) -> None:
+        self._started = True
         usual = threading.stack_size(STACK_BYTES)
-        for _ in range(self._threads):
-            threading.Thread(target=self._work, name="grammar", daemon=True).start()
+        for jobs in (self._to_advance, *[self._to_read] * READERS):
+            threading.Thread(target=_work, args=[jobs], name="grammar", daemon=True).start()
         threading.stack_size(usual)
 
-    def _work(self) -> None:
-        while True:
-            job = self._jobs.get()
-            try:
-                job()
-            except BaseException:  # llguidance's own panics are no `Exception`
-                logger.exception("a grammar cannot be read")
+
+def _work(jobs: SimpleQueue[Callable[[], None]]) -> None:
+    while True:
+        job = jobs.get()
+        try:
+            job()
+        except BaseException:  # llguidance's own panics are no `Exception`
+            logger.exception("a grammar cannot be read or followed")
 
 
-class _Step:
-    """The answers of a step, in parts."""
+def _executor() -> LLExecutor:
+    """llguidance's threads, with stacks as large as those of the threads here."""
+    from llguidance import LLExecutor  # noqa: PLC0415  see `load_compiler`
 
-    def __init__(self, parts: int, masked: Callable[[int], None] | None, number: int) -> None:
-        self._left = parts
-        self._masked = masked
-        self._number = number
-        self._lock = threading.Lock()
-
-    def run(self, part: Sequence[tuple[Matcher, int]], masks: Future[list[Mask]]) -> None:
-        """By a thread. Whoever does the last part says that all are done."""
-        masks.set_result([_consumed(matcher, token) for matcher, token in part])
-        with self._lock:
-            self._left -= 1
-            last = self._left == 0
-        if last and self._masked is not None:
-            self._masked(self._number)
-
-
-def _consumed(matcher: Matcher, token: int) -> Mask:
+    # Rust reads it when a library's first thread is started, and never again.
+    before = os.environ.get(STACK_VARIABLE)
+    os.environ[STACK_VARIABLE] = str(STACK_BYTES)
     try:
-        return matcher.consume(token)
-    except BaseException:  # llguidance's own panics are no `Exception`
-        logger.exception("a grammar's matcher has failed")
-        return None
+        return LLExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+    finally:
+        if before is None:
+            del os.environ[STACK_VARIABLE]
+        else:
+            os.environ[STACK_VARIABLE] = before

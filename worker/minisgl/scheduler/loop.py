@@ -10,7 +10,9 @@ from minisgl.message import Round
 from minisgl.scheduler.scheduler import Scheduler, Step
 
 MOST_PATIENCE = 0.02
-"""Seconds, also where the last steps took longer, or came after a pause."""
+"""Seconds, also where the device was busy for longer."""
+PATIENCE = 0.75
+"""The share of the time to spare that is spent on waiting for masks."""
 
 
 class Endpoint(Protocol):
@@ -51,42 +53,45 @@ def overlap_loop(scheduler: Scheduler, executor: Executor, endpoint: Endpoint) -
     ends on a token of the last step may be in the launched one already; its extra token is dropped.
 
     While the device is busy, the masks of requests with a grammar are waited for, so that these can be in the next
-    step: for half of what a step took, so that the next one is launched in time.
+    step: for less than the time to spare, so that the next one is launched before the device has done this one.
     """
     last: tuple[Step, PendingStep] | None = None
     chores = True
-    clock = _Clock()
+    spare = _Spare()
     while True:
         idle = last is None and not scheduler.has_work
-        patience = clock.patience() if last is not None and scheduler.awaits_masks else 0.0
+        patience = spare.patience() if last is not None and scheduler.awaits_masks else 0.0
+        begun = time.perf_counter()
         arrived, chores = _receive(scheduler, executor, endpoint, idle=idle, chores=chores, patience=patience)
+        waited = time.perf_counter() - begun if patience else 0.0
         for message in arrived.messages:
             scheduler.handle(message)
         step = scheduler.schedule()
         pending = (step, executor.launch(step.batch)) if step is not None else None
         if last is not None:
-            scheduler.complete(last[0], last[1].tokens(), last[1].scores())
-            clock.tick()
+            begun = time.perf_counter()
+            tokens = last[1].tokens()
+            spare.add(waited + time.perf_counter() - begun)
+            scheduler.complete(last[0], tokens, last[1].scores())
         last = pending
         endpoint.send(scheduler)
         if arrived.stop and last is None:
             return
 
 
-class _Clock:
-    """Of steps that follow each other."""
+class _Spare:
+    """The time in which the host had nothing to do but to wait, for masks or for the device."""
 
     def __init__(self) -> None:
-        self._last = self._took = self._took_before = 0.0
+        self._last = self._before = 0.0
 
-    def tick(self) -> None:
-        """A step is complete."""
-        now = time.perf_counter()
-        self._last, self._took, self._took_before = now, now - self._last, self._took
+    def add(self, seconds: float) -> None:
+        """Of a further turn of the loop."""
+        self._last, self._before = seconds, self._last
 
     def patience(self) -> float:
-        """Seconds for which a step that has just begun will still run, if it takes as long as the last two did."""
-        return min(self._took / 2, self._took_before / 2, MOST_PATIENCE)
+        """Seconds that can be waited in a turn that is like the last two: a prefill may be among them."""
+        return min(PATIENCE * min(self._last, self._before), MOST_PATIENCE)
 
 
 def _receive(
