@@ -12,7 +12,7 @@ from minisgl.core.config import EngineConfig
 from minisgl.engine.memory import AUTOMATIC_CPU_BYTES, count_pages, free_bytes
 from minisgl.engine.prefill_graphs import most_tokens
 from minisgl.engine.scores import StepResult
-from minisgl.engine.sizes import captured_sizes, fastest
+from minisgl.engine.sizes import captured_sizes
 from minisgl.engine.stream import Stream
 from minisgl.kvcache.pool import KVPool, page_bytes
 from minisgl.utils.errors import UserError
@@ -71,22 +71,6 @@ def test_a_step_that_raises_fails_those_after_it() -> None:
 )
 def test_graphs_are_captured_for_sizes_up_to_the_largest(most: int, needed: list[int], others: list[int]) -> None:
     assert captured_sizes(most) == (needed, others)
-
-
-@pytest.mark.parametrize(
-    ("times", "chosen"),
-    [
-        ({1: 5.0}, {1: 1}),
-        ({1: 1.0, 2: 2.0, 4: 3.0}, {1: 1, 2: 2, 4: 4}),
-        ({56: 5.0, 64: 5.5, 72: 4.8}, {56: 72, 64: 72, 72: 72}),
-        ({64: 5.0, 72: 4.8, 80: 4.7, 88: 6.0}, {64: 80, 72: 80, 80: 80, 88: 88}),
-        ({64: 5.0, 72: 4.99}, {64: 64, 72: 72}),
-        ({8: 5.0, 16: 4.97, 24: 4.94}, {8: 24, 16: 16, 24: 24}),
-    ],
-    ids=["one", "more take longer", "more take less", "the fastest of several", "hardly less", "step by step"],
-)
-def test_a_batch_runs_as_the_fastest_size_that_holds_it(times: dict[int, float], chosen: dict[int, int]) -> None:
-    assert fastest(times) == chosen
 
 
 def test_steps_build_no_autograd_graph() -> None:

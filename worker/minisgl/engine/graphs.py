@@ -26,7 +26,7 @@ from torch import Tensor
 from minisgl.attention.paged import PagedAttention
 from minisgl.core.batch import Batch
 from minisgl.engine.rows import Choice, Rows
-from minisgl.engine.sizes import captured_sizes, fastest, replay_time
+from minisgl.engine.sizes import Contest, captured_sizes, replay_time
 from minisgl.kernel import kernels_for
 from minisgl.kernel.device_memory import memory_at
 from minisgl.models.transformer import Transformer
@@ -94,23 +94,33 @@ class DecodeGraphs:
         self._needed, others = captured_sizes(most)
         self.later = [*self._needed[::-1], *others]
         """Sizes that are not captured yet."""
-        self._times: dict[int, float] = {}
-        self._instead: dict[int, int] = {}
-        """As which size a batch of a size runs, once all have been timed."""
+        self._contest: Contest | None = None
+        """Between the captured sizes, once all are."""
+        self._winners: dict[int, int] = {}
+        """For some sizes, as which other a batch runs."""
         self.prepare(most)
         self.prepare(1)
 
     @property
     def has_chores(self) -> bool:
         """Whether `do_chore` has something left to do."""
-        return bool(self.later) or not self._instead
+        return bool(self.later) or self._contest is None or not self._contest.done
 
     def do_chore(self) -> None:
         """Capture one of the sizes left for `later`; once there is none, time one. No step may be running."""
         if self.later:
             self._capture(self.later[0])
-        else:
-            self._time(next(size for size in self._sizes if size not in self._times))
+            return
+        if self._contest is None:
+            self._contest = Contest(self._sizes, self._slowest)
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            rows, size = self._contest.next
+            self._rows.pretend(rows)
+            self._contest.add(replay_time(self._graphs[size].step))
+        if self._contest.done:
+            self._winners = self._contest.winners
+            told = ", ".join(f"{size} as {other}" for size, other in sorted(self._winners.items()))
+            logger.info("numbers of decode rows that run faster as a larger one: %s", told or "none")
 
     def prepare(self, count: int, *, shaped: bool = False) -> None:
         """Before `Rows.update` of a step of `count` rows: capture the size that it needs, if none yet does.
@@ -159,21 +169,13 @@ class DecodeGraphs:
 
     def _size(self, count: int) -> int:
         size = self._sizes[bisect_left(self._sizes, count)]
-        return self._instead.get(size, size)
+        return self._winners.get(size, size)
 
-    def _time(self, size: int) -> None:
-        """See how long a step of padding rows takes. After the last of them, choose between sizes."""
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            self._rows.update(Batch())
-            self._times[size] = replay_time(self._graphs[size].step)
-            if len(self._times) < len(self._sizes):
-                return
-            # Every rank must choose the same: the slowest decides.
-            own = torch.tensor([list(self._times.values())], device=self._rows.lengths.device)
-            times = self._rows.comm.all_gather(own).amax(0).tolist()
-        self._instead = fastest(dict(zip(self._times, times, strict=True)))
-        others = ", ".join(f"{size} as {other}" for size, other in self._instead.items() if size != other)
-        logger.info("numbers of decode rows that run faster as a larger one: %s", others or "none")
+    def _slowest(self, times: list[float]) -> list[float]:
+        """The times of this rank -> the longest of all ranks, each by itself."""
+        own = torch.tensor([times], dtype=torch.float64, device=self._rows.lengths.device)
+        found: list[float] = self._rows.comm.all_gather(own).amax(0).tolist()
+        return found
 
     def _capture(self, size: int) -> None:
         filtered = told = None

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from minisgl.kernel.sample import Draw  # imports Triton, which builds of torch for CPUs lack
 
 
+PRETENDED, PRETENDED_STEPS = 1024, 16
+"""Tokens of each row in a step that is only timed, if there can be so many; and such steps of the same rows."""
+
+
 class Choice(IntEnum):
     """How much work choosing a row's token is. A batch takes the way of its most demanding row."""
 
@@ -84,6 +88,7 @@ class Rows:
         self.comm = Communicator() if comm is None else comm
         self._device = device
         self._padding_row = num_rows
+        self._padding_page = padding_page
         self.block_table = torch.zeros((num_rows + 1, max_pages), dtype=torch.int32, device=device)
         self.block_table[-1] = padding_page
         num_rows += 1
@@ -133,6 +138,23 @@ class Rows:
             self.decode_rows.copy_(self.upload(rows + padding))
             self._decode_view = self.decode_rows[: len(rows)]
         self._decode_list = rows
+
+    def pretend(self, count: int) -> None:
+        """Let the next steps, `PRETENDED_STEPS` at most, decode `count` rows of some tokens. No row may be in use.
+
+        They read pages of the pool, whatever is there, and write to the padding page alone. Where rows can't have
+        so many tokens, only padding is decoded.
+        """
+        size, width = self.page_size, self.block_table.shape[1]
+        pages = min(PRETENDED // size, width // 2, self._padding_page)
+        if (width - 1 - pages) * size < PRETENDED_STEPS:
+            count = 0
+        table, read = self.block_table[:count], torch.arange(count * pages, dtype=torch.int32, device=self._device)
+        table[:, :pages] = (read % max(self._padding_page, 1)).view(count, pages)
+        table[:, pages:] = self._padding_page
+        self.lengths[:count] = pages * size
+        self.last_tokens[:count] = 0
+        self.update(Batch(decode_rows=list(range(count))))
 
     def choice(self, rows: list[int]) -> Choice:
         """What choosing the tokens of `rows` takes."""
