@@ -20,7 +20,7 @@ class Engine(Protocol):
     """Generates every request of a workload to its exact length."""
 
     def run(self, workload: Workload) -> list[float]:
-        """Seconds until the last token of each kind of request, where an engine is given several kinds."""
+        """Seconds until the last token of each kind of request that there is; empty if it knows of no kinds."""
         ...
 
     def close(self) -> None: ...

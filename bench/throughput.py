@@ -125,8 +125,9 @@ def run_case(
         peers = peers_of(model, case.name, report.gpu_name(), options)
         figure = to_figure(case, workload, times, floor, peers)
         apart = []
-        if case.command == "step" and len(kinds) > 1 and all(every[0].kinds):
-            for kind, text in enumerate(kinds):
+        asked = kinds[: len(every[0].kinds[0])]  # there may be fewer requests than kinds
+        if case.command == "step" and len(asked) > 1:
+            for kind, text in enumerate(asked):
                 own = [[ended[kind] for ended in of_one.kinds] for of_one in every]
                 apart.append(to_figure(replace(case, name=text, text=f"of those with {text}"), workload, own))
         results.append(

@@ -42,6 +42,12 @@ def test_a_step_of_several_kinds_has_a_figure_for_each() -> None:
     ]
 
 
+def test_a_single_request_is_of_one_kind() -> None:
+    case = case_of("step", 1, (8, 8), (3, 3), 1, 0.0)
+    (found,) = run_case(case, {"minisgl": Sleeper(0.001)}, MODEL, None, 1, {}, ["{}", '{"seed": 1}'])
+    assert "kinds" not in found
+
+
 @pytest.mark.parametrize("command", ["step", "offline"])
 def test_one_kind_has_none_apart(command: str) -> None:
     case = case_of(command, 4, (8, 8), (3, 3), 1, 0.0)

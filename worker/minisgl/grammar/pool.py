@@ -155,13 +155,12 @@ class MatcherPool:
         ]
         if not followed:
             return
-        if self._executor is None:
-            self._executor = _executor()
-        self._executor.consume_token_par([(inner, token) for _, _, inner, token in followed])
-        size = self.compiler().mask_bytes
+        size, executor = self.compiler().mask_bytes, self._executor
+        assert executor is not None, "it comes with the compiler"
+        executor.consume_token_par([(inner, token) for _, _, inner, token in followed])
         masks = np.empty((len(followed), size), dtype=np.uint8)
         targets = [(inner, line) for line, (_, _, inner, _) in enumerate(followed)]
-        self._executor.unsafe_compute_mask_ptr(targets, masks.ctypes.data, size, len(masks))
+        executor.unsafe_compute_mask_ptr(targets, masks.ctypes.data, size, len(masks))
         for mask, (place, matcher, inner, _) in zip(masks, followed, strict=True):
             yield place, matcher.told(inner, mask.tobytes())
 
@@ -196,6 +195,7 @@ class MatcherPool:
         with self._lock:
             if self._compiler is None:
                 self._compiler = self._load()
+                self._executor = _executor()
             return self._compiler
 
     def _start_threads(self) -> None:
