@@ -49,6 +49,14 @@ def floor_of(args: argparse.Namespace, model: ModelConfig, options: Mapping[str,
     return Floor.of(model, str(options.get("dtype", args.dtype)), options, given)
 
 
+def positive(text: str) -> int:
+    """A number of things of which there must be one."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': a number of 1 or more is expected")
+    return number
+
+
 def length_range(text: str) -> tuple[int, int]:
     """``LOW:HIGH``, or one number for both."""
     low, _, high = text.partition(":")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import report
-from bench.arguments import MODEL_HELP
+from bench.arguments import MODEL_HELP, positive
 from bench.configurations import configurations
 from bench.dummy import model_path
 from minisgl.core.batch import Batch, Executor, PendingStep, StepScores
@@ -127,9 +127,9 @@ class _Timed:
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
-    parser.add_argument("--batch", type=int, default=256, help="requests that decode")
-    parser.add_argument("--steps", type=int, default=200, help="that are measured, after as many again / 4")
-    parser.add_argument("--context", type=int, default=200, help="tokens of each prompt")
+    parser.add_argument("--batch", type=positive, default=256, help="requests that decode")
+    parser.add_argument("--steps", type=positive, default=200, help="that are measured, after as many again / 4")
+    parser.add_argument("--context", type=positive, default=200, help="tokens of each prompt")
     parser.add_argument("--options", default="{}", help="JSON: fields of EngineConfig and SchedulerConfig")
     report.add_out(parser)
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import load, report
-from bench.arguments import MODEL_HELP
+from bench.arguments import MODEL_HELP, positive
 from bench.dummy import model_path
 from bench.engines import served
 from bench.load import Answer, Load, Target
@@ -109,10 +109,10 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each rate")
     parser.add_argument("--arrivals", choices=["poisson", "fixed"], default="poisson")
     parser.add_argument("--prefix", type=int, default=1000, help="tokens of the system prompt that all share")
-    parser.add_argument("--question", type=int, default=200, help="tokens that follow, of each request its own")
-    parser.add_argument("--answer", type=int, default=200, help="tokens generated")
-    parser.add_argument("--burst", type=int, default=256, help="requests at once that fill the server")
-    parser.add_argument("--clients", type=int, default=2, help="processes that generate the load")
+    parser.add_argument("--question", type=positive, default=200, help="tokens that follow, of each its own")
+    parser.add_argument("--answer", type=positive, default=200, help="tokens generated")
+    parser.add_argument("--burst", type=positive, default=256, help="requests at once that fill the server")
+    parser.add_argument("--clients", type=positive, default=2, help="processes that generate the load")
     parser.add_argument("--patience", type=float, default=60, help="seconds to wait after the last request")
     parser.add_argument("--seed", type=int, default=1)
     report.add_out(parser)

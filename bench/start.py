@@ -12,7 +12,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 from bench import report
-from bench.arguments import MODEL_HELP
+from bench.arguments import MODEL_HELP, positive
 from bench.dummy import model_path
 from bench.figures import Figure, peers_of, print_figures
 from bench.server import Server
@@ -24,7 +24,7 @@ PHASE = "minisgl:start_seconds"
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
     parser.add_argument("--server-options", default="", help="more options of python -m minisgl")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--cold", action="store_true", help="drop the model's files from the page cache each time")
     report.add_out(parser)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import online, report, start, sums
-from bench.arguments import add_ceilings, add_dtype, floor_of
+from bench.arguments import add_ceilings, add_dtype, floor_of, positive
 from bench.dummy import model_path, weightless
 from bench.engines import MiniSGLang
 from bench.figures import Figure, print_figures
@@ -33,7 +33,7 @@ PARTS = ("start", "online", "host", "cases")
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", default="", help="a directory or dimensions (default: Qwen3-0.6B)")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--cases", default="", help="names of cases, with commas (default: all)")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, with commas, of {', '.join(PARTS)}")
     add_dtype(parser)

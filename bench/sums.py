@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench import report
-from bench.arguments import MODEL_HELP
+from bench.arguments import MODEL_HELP, positive
 from bench.dummy import model_path
 from bench.figures import Figure
 from bench.standard import Case
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--model", type=model_path, required=True, help=MODEL_HELP)
     parser.add_argument("--tp", type=int, default=0, help="GPUs (default: all of this machine)")
     parser.add_argument("--tokens", default="1,4,8,16,32,64,128,208,256,512", help="of a step, with commas")
-    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--runs", type=positive, default=RUNS)
     report.add_out(parser)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from bench import report
-from bench.arguments import add_common, floor_of, length_range
+from bench.arguments import add_common, floor_of, length_range, positive
 from bench.dummy import weightless
 from bench.engines import Endpoint, Engine, MiniSGLang
 from bench.figures import Figure, peers_of, print_figures
@@ -47,11 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         "--engine", action="append", choices=["minisgl", "transformers", "url"], help="may be repeated"
     )
     parser.add_argument("--url", help="for --engine url: an OpenAI endpoint, such as http://localhost:1919/v1")
-    parser.add_argument("--requests", type=int, default=requests)
+    parser.add_argument("--requests", type=positive, default=requests)
     parser.add_argument("--inputs", type=length_range, default=inputs, help="prompt tokens, LOW:HIGH")
     parser.add_argument("--outputs", type=length_range, default=outputs, help="generated tokens, LOW:HIGH")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=3, help="after one warm-up")
+    parser.add_argument("--runs", type=positive, default=3, help="after one warm-up")
     parser.add_argument("--temperature", type=float, default=0.0, help="this engine's, in process")
     parser.add_argument(
         "--sampling",

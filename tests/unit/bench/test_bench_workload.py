@@ -7,7 +7,7 @@ import statistics
 from itertools import pairwise
 
 import pytest
-from bench.arguments import length_range
+from bench.arguments import length_range, positive
 from bench.memory import Series, slope, trends
 from bench.server import parse_metrics
 from bench.workload import arrivals, percentile, shared_prefix, uniform
@@ -65,6 +65,13 @@ def test_ranges_of_lengths() -> None:
     for wrong in ("", "0:3", "5:3", "x"):
         with pytest.raises(argparse.ArgumentTypeError, match="LOW:HIGH"):
             length_range(wrong)
+
+
+def test_numbers_of_things() -> None:
+    assert positive("3") == 3
+    for wrong in ("", "0", "-1", "x", "1.5", "²"):
+        with pytest.raises(argparse.ArgumentTypeError, match="1 or more"):
+            positive(wrong)
 
 
 def test_growth_and_spread_of_memory() -> None:
