@@ -1,7 +1,8 @@
 """`sums`: what it takes GPUs to add up their parts of a step's messages, each way that the engine knows.
 
 A layer of a tensor-parallel model sums twice, and normalizes the sum. So that is what is timed: a CUDA graph of
-many sums with a norm after each, on every rank at once.
+many sums with a norm after each, on every rank at once. When ranks divide the rows of a long step, sums are sent
+beside the matrix products of the layer: then a sum takes what these take longer than without one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from bench import report
 from bench.arguments import MODEL_HELP, positive
+from bench.divided import Layer, time_divided
 from bench.dummy import model_path
 from bench.figures import Figure
 from bench.standard import Case
@@ -32,6 +34,7 @@ CALLS = 50
 RUNS = 20
 DTYPE = torch.bfloat16
 EPS = 1e-6
+DIVIDED = "divided rows"
 Sum = Callable[[Tensor, Tensor, Tensor], object]
 
 
@@ -58,10 +61,13 @@ def main(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     print(
         f"\nA sum over {args.tp} GPUs with the norm after it, {config.hidden_size} numbers a token, microseconds"
     )
-    ways = list(results[0]["microseconds"])
+    ways = sorted(
+        {way: None for result in results for way in result["microseconds"]}, key=lambda way: way == DIVIDED
+    )
     print(f"  {'tokens':>6}{'KB':>9}" + "".join(f"{way:>18}" for way in ways))
     for result in results:
-        times = "".join(f"{result['microseconds'][way]:>18.1f}" for way in ways)
+        found = result["microseconds"]
+        times = "".join(f"{found[way]:>18.1f}" if way in found else f"{'':>18}" for way in ways)
         print(f"  {result['tokens']:>6}{result['bytes'] / 1e3:>9.1f}{times}")
     report.save(args, f"sums-tp{args.tp}", results)
 
@@ -70,11 +76,12 @@ def measure(config: ModelConfig, tp: int, tokens: list[int], runs: int) -> list[
     """For each number of tokens: bytes of the message, and microseconds of each way on the slowest rank."""
     context = multiprocessing.get_context("spawn")
     width = -(-config.vocab_size // tp)
-    messages = Messages(config.hidden_size, width, 16, DTYPE)
+    messages = Messages(config.hidden_size, width, 16, DTYPE, max(tokens))
+    layer = Layer.of(config, tp)
     with tempfile.TemporaryDirectory() as directory, context.Pool(tp) as pool:
         meeting = str(Path(directory) / "rendezvous")
         each = pool.starmap(
-            _rank, [(rank, tp, meeting, messages, tokens, runs) for rank in range(tp)], chunksize=1
+            _rank, [(rank, tp, meeting, messages, layer, tokens, runs) for rank in range(tp)], chunksize=1
         )
     return [
         {
@@ -97,7 +104,8 @@ def of_cases(config: ModelConfig, tp: int, cases: Sequence[Case], budget: int) -
         if case.command in ("step", "prefill")
     }
     counts = sorted(set(tokens.values()))
-    found = {line["tokens"]: line["microseconds"]["peer memory"] for line in measure(config, tp, counts, RUNS)}
+    measured = {line["tokens"]: line["microseconds"] for line in measure(config, tp, counts, RUNS)}
+    found = {count: times.get(DIVIDED, times["peer memory"]) for count, times in measured.items()}
     figures = {}
     for case in cases:
         if case.name in tokens:
@@ -109,7 +117,7 @@ def of_cases(config: ModelConfig, tp: int, cases: Sequence[Case], budget: int) -
 
 
 def _rank(
-    rank: int, size: int, meeting: str, messages: Messages, tokens: list[int], runs: int
+    rank: int, size: int, meeting: str, messages: Messages, layer: Layer, tokens: list[int], runs: int
 ) -> list[dict[str, float]]:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
@@ -118,7 +126,12 @@ def _rank(
         "NCCL": connect(rank, size, f"{meeting}-nccl", device),
         "torch.distributed": connect(rank, size, f"{meeting}-torch", device, pynccl=False),
     }
-    return [{way: _time(_way(comm), count, messages, runs) for way, comm in comms.items()} for count in tokens]
+    found = [{way: _time(_way(comm), count, messages, runs) for way, comm in comms.items()} for count in tokens]
+    for count, times in zip(tokens, found, strict=True):
+        divided = time_divided(comms["peer memory"], layer, count, runs)
+        if divided is not None:
+            times[DIVIDED] = divided
+    return found
 
 
 def _way(comm: Communicator) -> Sum:

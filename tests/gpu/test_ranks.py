@@ -27,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "graphs, NCCL by torch": {"pynccl": False},
     "no graphs": {"cuda_graph_max_batch": 0},
     "small pool": {"num_pages": 24, "prefill_budget": 64},
+    "divided rows": {"prefill_budget": 8192, "max_running_requests": 64, "cache": "naive"},
 }
 SHAPE = {
     "num_attention_heads": 8,
@@ -66,11 +67,15 @@ def test_greedy_text(case: tuple[Path, Judge], size: int, way: str) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
     with load(path, size, **WAYS[way]) as llm:
         done = [
-            llm.generate(prompts(), params),
+            llm.generate(prompts() * (3 if way == "divided rows" else 1), params),
             llm.generate(prompts()[:5], params),
             llm.generate(prompts()[0], params),
         ]
         assert llm.stats.used_pages == 0
+        peers = llm._engine._comm._peers
+        assert peers is not None
+        divided = peers._sequence is not None and peers._sequence.count > 0
+        assert divided == (way == "divided rows")
     for completions in done:
         judge.check([(completion.prompt_token_ids, completion.token_ids) for completion in completions])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from minisgl.attention.base import Norms, Target
 from minisgl.distributed import Communicator
 from minisgl.models.checkpoint import inspect
+from support.division import Dividing
 from support.loading import load_model
 
 
@@ -43,17 +44,29 @@ class FullAttention:
         return torch.einsum("hqk,khd->qhd", weights, value)
 
 
-def full_logits(comm: Communicator, path: Path, tokens: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """float32 [T, vocab]: the logits that the model in directory `path` gives to each of `tokens`, on the CPU."""
+def full_logits(
+    comm: Communicator,
+    path: Path,
+    tokens: list[int],
+    dtype: torch.dtype = torch.float32,
+    *,
+    divided: bool = False,
+) -> Tensor:
+    """float32 [T, vocab]: the logits that the model in directory `path` gives to each of `tokens`, on the CPU.
+
+    `divided`: ranks divide the tokens' hidden states among them.
+    """
     config = inspect(path)
     model = load_model(config, path, comm, device=torch.device("cpu"), dtype=dtype)
+    if divided:
+        model.comm = Dividing(comm, config.hidden_size)
     with torch.inference_mode():
         hidden = model(torch.tensor(tokens), torch.arange(len(tokens)), FullAttention(config.windows))
         return model.logits(hidden).float()
 
 
 def full_logits_of_each(
-    comm: Communicator, directory: Path, names: list[str], tokens: list[int]
+    comm: Communicator, directory: Path, names: list[str], tokens: list[int], divided: bool = False
 ) -> dict[str, list[list[float]]]:
     """`full_logits` of each of the models in `directory`, for `run_ranks`."""
-    return {name: full_logits(comm, directory / name, tokens).tolist() for name in names}
+    return {name: full_logits(comm, directory / name, tokens, divided=divided).tolist() for name in names}

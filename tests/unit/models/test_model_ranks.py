@@ -33,11 +33,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_agree_with_one(size: int, models: Path) -> None:
+@pytest.mark.parametrize(("size", "divided"), [(2, False), (4, False), (2, True), (4, True)])
+def test_ranks_agree_with_one(size: int, divided: bool, models: Path) -> None:
+    """With every row on all of them, or `divided`: 42 rows do not divide by four."""
     tokens = [0, 508, *(37 * i % 509 for i in range(40))]
     expected = full_logits_of_each(Communicator(), models, list(CASES), tokens)
-    ranks = run_ranks(size, full_logits_of_each, models, list(CASES), tokens)
+    ranks = run_ranks(size, full_logits_of_each, models, list(CASES), tokens, divided)
     for case, logits in expected.items():
         for rank in ranks:
             assert rank[case] == ranks[0][case], case

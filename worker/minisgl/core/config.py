@@ -72,6 +72,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_running_requests: int = 256
     max_seq_len: int | None = None
     """Tokens of one request, prompt and output. None: the model's limit."""
+    max_step_tokens: int = 2048
+    """Of a step with chunks of prompts: for as many, GPUs set memory aside to divide its rows among them."""
     cuda_graph_max_batch: int = 256
     """Most rows of a decode step that runs as a CUDA graph. 0: no step does, nor one with chunks."""
     dummy_weight: bool = False

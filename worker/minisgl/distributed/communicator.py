@@ -14,6 +14,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 
 from minisgl.distributed.nccl import Nccl
 from minisgl.distributed.peers import Messages, Peers, connect_peers
+from minisgl.distributed.sequence import Division
 from minisgl.distributed.transport import ProcessGroup, Transport
 
 POLL_SECONDS = 0.02
@@ -61,6 +62,10 @@ class Communicator:
         None, and nothing is done, where peer memory cannot do it.
         """
         return None if self._peers is None else self._peers.add_rms_norm(x, residual, weight, eps)
+
+    def divide(self, tokens: int) -> Division | None:
+        """How ranks divide the rows of a step of so many tokens; None where each has all of them."""
+        return None if self._peers is None else self._peers.divide(tokens)
 
     def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Concatenate the ranks' tensors, all of one shape, along `dim`, in the order of the ranks."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from minisgl.distributed.sequence import Division, Room, SequenceParallel, room_for
 from minisgl.distributed.shared_memory import CannotShareError, SharedMemory, check_link
 from minisgl.kernel import kernels_for
 
@@ -46,6 +47,12 @@ class Messages(NamedTuple):
     """Of logits, at most."""
     dtype: torch.dtype
     """Of both."""
+    tokens: int = 0
+    """Of the longest step whose rows ranks divide."""
+
+    def room(self, ranks: int) -> Room:
+        """For such steps."""
+        return room_for(self.tokens, ranks, self.hidden_size, self.dtype)
 
 
 class Peers:
@@ -61,7 +68,7 @@ class Peers:
         self._memory = memory
         self._messages = messages
         self._ranks = size = len(addresses)
-        _, letters, arrivals, sums, columns, values, _ = _offsets(size, messages)
+        _, letters, arrivals, sums, columns, values, rest, end = _offsets(size, messages)
         count = -(-messages.rows // size) * size * messages.width * messages.dtype.itemsize
         self._sums = kernels_for(own, "peers")
         self._shares = kernels_for(own, "shares")
@@ -80,10 +87,13 @@ class Peers:
             own_columns=own[columns : columns + count].view(messages.dtype).view(-1, size * messages.width),
             counts=torch.zeros(PROGRAMS, dtype=torch.int32, device=own.device),
         )
+        room = messages.room(size)
+        places = [address + rest for address in addresses]
+        self._sequence = SequenceParallel(rank, own[rest:end], places, room) if room.rows else None
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor | None:
         """As `Communicator.add_rms_norm`."""
-        hidden_size, _, _, dtype = self._messages
+        hidden_size, _, _, dtype, _ = self._messages
         if not len(x) or x.shape[1] != hidden_size or x.dtype != dtype:
             return None
         rows, ranks, kernels = len(x), self._ranks, self._sums
@@ -107,7 +117,7 @@ class Peers:
 
     def exchange(self, columns: Tensor) -> Tensor | None:
         """As `Communicator.exchange`, maybe with rows of nobody at the end; None where there is no room."""
-        _, width, rows, dtype = self._messages
+        _, width, rows, dtype, _ = self._messages
         if not 0 < len(columns) <= rows or columns.shape[1] != width or columns.dtype != dtype:
             return None
         return self._shares.exchange(self._mapped, columns)  # type: ignore[no-any-return]
@@ -118,13 +128,21 @@ class Peers:
             return None
         return self._shares.collect(self._mapped, own, total)  # type: ignore[no-any-return]
 
+    def divide(self, tokens: int) -> Division | None:
+        """As `Communicator.divide`."""
+        return None if self._sequence is None else self._sequence.divide(tokens)
+
     def abandon(self) -> None:
         """Raise every flag of this rank, so that no kernel waits for another rank any more."""
         if self._memory is not None:
-            self._memory.fill(RAISED, _offsets(self._ranks, self._messages)[2])
+            offsets = _offsets(self._ranks, self._messages)
+            self._memory.fill(RAISED, 0, offsets[2])
+            self._memory.fill(RAISED, offsets[-2], self._messages.room(self._ranks).offsets(self._ranks)[1])
 
     def close(self) -> None:
         """Unmap the other ranks' buffers and free this one's, to which no rank writes any more."""
+        if self._sequence is not None:
+            self._sequence.close()
         if self._memory is not None:
             self._memory.close()
 
@@ -172,8 +190,9 @@ def _rows(size: int) -> int:
 
 
 def _offsets(size: int, messages: Messages) -> list[int]:
-    """Where each part of a buffer begins (flags, letters, arrivals, sums, columns, values), and the last ends."""
-    hidden_size, width, rows, dtype = messages
+    """Where each part of a buffer begins (flags, letters, arrivals, sums, columns, values, and the room for long
+    steps), and the last ends."""
+    hidden_size, width, rows, dtype, _ = messages
     part = -(-rows // size)
     arrivals = 2 * size * _rows(size) * hidden_size * dtype.itemsize
     sections = [
@@ -183,5 +202,6 @@ def _offsets(size: int, messages: Messages) -> list[int]:
         0 if size == 2 else arrivals,
         part * size * width * dtype.itemsize,
         size * part * 8,
+        messages.room(size).offsets(size)[-1],
     ]
     return list(accumulate((-(-section // ALIGNMENT) * ALIGNMENT for section in sections), initial=0))

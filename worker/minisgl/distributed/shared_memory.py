@@ -39,17 +39,17 @@ class SharedMemory:
         """Raises `CannotShareError`."""
         torch.cuda.synchronize(device)  # the driver's calls need a context, which this makes current here
         self._context = c_void_p()
-        _call("cuCtxGetCurrent", byref(self._context))
+        call_driver("cuCtxGetCurrent", byref(self._context))
         self._device = device
         self._nbytes = nbytes
         self._mapped: list[c_uint64] = []
         self._own = c_uint64()
-        _call("cuMemAlloc_v2", byref(self._own), c_size_t(nbytes))
+        call_driver("cuMemAlloc_v2", byref(self._own), c_size_t(nbytes))
         handle = _Handle()
         try:
-            _call("cuMemsetD8_v2", self._own, 0, c_size_t(nbytes))
-            _call("cuCtxSynchronize")
-            _call("cuIpcGetMemHandle", byref(handle), self._own)
+            call_driver("cuMemsetD8_v2", self._own, 0, c_size_t(nbytes))
+            call_driver("cuCtxSynchronize")
+            call_driver("cuIpcGetMemHandle", byref(handle), self._own)
         except CannotShareError:
             self.close()
             raise
@@ -61,7 +61,7 @@ class SharedMemory:
         """Where another process's memory now is for this device. Raises `CannotShareError`."""
         address = c_uint64()
         given = _Handle.from_buffer_copy(handle)
-        _call("cuIpcOpenMemHandle_v2", byref(address), given, c_uint(LAZY_ENABLE_PEER_ACCESS))
+        call_driver("cuIpcOpenMemHandle_v2", byref(address), given, c_uint(LAZY_ENABLE_PEER_ACCESS))
         self._mapped.append(address)
         return address.value
 
@@ -69,30 +69,31 @@ class SharedMemory:
         """This process's own memory, uint8 [nbytes]: until `close`."""
         return memory_at(self.address, self._nbytes, self._device)
 
-    def fill(self, byte: int, count: int) -> None:
-        """In any thread, whatever kernels run: set the first `count` bytes of this process's own memory."""
-        _call("cuCtxSetCurrent", self._context)
-        _call("cuMemsetD8_v2", self._own, byte, c_size_t(count))
+    def fill(self, byte: int, start: int, count: int) -> None:
+        """In any thread, whatever kernels run: set `count` bytes of this process's own memory, from `start` on."""
+        call_driver("cuCtxSetCurrent", self._context)
+        call_driver("cuMemsetD8_v2", c_uint64(self.address + start), byte, c_size_t(count))
 
     def close(self) -> None:
         """Give everything back, as far as the device still can. It must have done what was queued for it."""
         with suppress(CannotShareError):
             while self._mapped:
-                _call("cuIpcCloseMemHandle", self._mapped.pop())
+                call_driver("cuIpcCloseMemHandle", self._mapped.pop())
             if self._own:
-                _call("cuMemFree_v2", self._own)
+                call_driver("cuMemFree_v2", self._own)
         self._own = c_uint64()
 
 
 def check_link(device: int, other: int) -> None:
     """Raise `CannotShareError` unless kernels of `device` can do atomics in memory of `other`, as over NVLink."""
     able = c_int()
-    _call("cuDeviceGetP2PAttribute", byref(able), NATIVE_ATOMICS, device, other)
+    call_driver("cuDeviceGetP2PAttribute", byref(able), NATIVE_ATOMICS, device, other)
     if not able.value:
         raise CannotShareError(f"no atomic operations in the memory of GPU {other}")
 
 
-def _call(name: str, *arguments: object) -> None:
+def call_driver(name: str, *arguments: object) -> None:
+    """Raises `CannotShareError` with the driver's reason."""
     driver = load_driver()
     if driver is None:
         raise CannotShareError("there is no CUDA driver")

@@ -73,7 +73,9 @@ class Engine:
                 config.rendezvous,
                 device,
                 pynccl=config.pynccl,
-                messages=Messages(model.hidden_size, width, config.max_running_requests, dtype),
+                messages=Messages(
+                    model.hidden_size, width, config.max_running_requests, dtype, config.max_step_tokens
+                ),
                 watch=watch,
             )
         with self._phase("weights"):

@@ -157,10 +157,12 @@ def _sum_at_once(
         if peer != rank:
             theirs = place_of(arrivals[peer], x)
             tl.store(theirs + ((half + rank) * rows + row) * size + column, values, mask)
+    before = tl.load(residual + row * size + column, mask, 0.0)
+    factors = tl.load(weight + column, mask, 0.0)
     meet(addresses, count, program, 0, rank, ranks, lanes, programs)
     spot = (half * rows + row) * size + column
     total = _sum_of_arrived(values, place_of(arrivals[rank], x), spot, rows * size, mask, rank, ranks)
-    _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps)
+    _normalize(total + before.to(tl.float32), factors, residual, out, row, column, mask, size, eps)
     tl.store(counts + program, count)
 
 
@@ -289,11 +291,18 @@ def _sum_in_two(
 def _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps):
     """As `minisgl.kernel.layers.add_rms_norm`, of one row whose summand is `total`."""
     total += tl.load(residual + row * size + column, mask, 0.0).to(tl.float32)
+    factors = tl.load(weight + column, mask, 0.0)
+    _normalize(total, factors, residual, out, row, column, mask, size, eps)
+
+
+@triton.jit
+def _normalize(total, factors, residual, out, row, column, mask, size, eps):
+    """The same of what has been added up, with what the norm multiplies by."""
     rounded = total.to(residual.dtype.element_ty)
     tl.store(residual + row * size + column, rounded, mask)
     total = rounded.to(tl.float32)
     scale = tl.rsqrt(tl.sum(total * total) / size + eps)
-    scaled = total * scale * tl.load(weight + column, mask, 0.0).to(tl.float32)
+    scaled = total * scale * factors.to(tl.float32)
     tl.store(out + row * size + column, scaled.to(out.dtype.element_ty), mask)
 
 

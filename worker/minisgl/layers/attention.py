@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minisgl.attention.base import Attend, Norms, Target
-from minisgl.distributed import Communicator
+from minisgl.distributed import Communicator, Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.linear import ColumnLinear, RowLinear
 from minisgl.layers.norm import RMSNorm
@@ -48,6 +48,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """`rotation`: `Rotary.at` of the tokens' positions."""
         return self.output(self.mix(self.qkv(x), rotation, attend))  # type: ignore[no-any-return]
+
+    def divided(self, division: Division, rotation: Tensor, attend: Attend) -> Tensor:
+        """The same for rows that ranks divide: summands of this rank's own."""
+        mixed = self.mix(self.qkv.gathered(division), rotation, attend)
+        return self.output.scattered(mixed, division)
 
     def mix(self, projected: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """Between the projections: [T, (heads + 2 kv_heads) * head_dim] -> [T, heads * head_dim]."""

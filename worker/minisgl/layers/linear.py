@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from minisgl.distributed import Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.norm import RMSNorm
@@ -98,8 +99,17 @@ class ColumnLinear(Linear):
         )
         self.spans, self.sizes = tuple(spans), sizes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return matmul(x, self.weight, self.bias, self.scale)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """`out`: where the result goes."""
+        return matmul(x, self.weight, self.bias, self.scale, out)
+
+    def gathered(self, division: Division) -> Tensor:
+        """Of what `division` has normalized: [T, out]."""
+        x = division.normalized
+        result = x.new_empty((len(x), sum(self.sizes)))
+        for rows in division.arrivals():
+            self(x[rows], result[rows])
+        return result
 
     def pieces(self, *names: str) -> Iterator[Piece]:
         """`names`: of the projections in the checkpoint."""
@@ -119,8 +129,16 @@ class RowLinear(Linear):
         super().__init__(parameter(out_features, span.size, dtype=dtype))
         self.span = span
 
-    def forward(self, x: Tensor) -> Tensor:
-        return matmul(x, self.weight, scale=self.scale)
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """`out`: where the result goes."""
+        return matmul(x, self.weight, None, self.scale, out)
+
+    def scattered(self, x: Tensor, division: Division) -> Tensor:
+        """This rank's summands, of the other ranks' rows sent to them -> those of its own rows."""
+        for rank, rows in division.others:
+            self(x[rows], division.summand(rank))
+            division.send(rank)
+        return self(x[division.own])  # type: ignore[no-any-return]
 
     def in_parts(self, x: Tensor) -> Tensor:
         """The same, or float32 [parts, T, out] whose sum it is: `RMSNorm.add` takes both."""

@@ -29,11 +29,19 @@ def pack(weight: Tensor) -> Tensor:
     return weight
 
 
-def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+def matmul(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """``x W^T + b``: x [T, in], weight [out, in] (plain or from `pack`), bias [out] -> [T, out].
 
-    `scale` [out]: of a weight in FP8, from `quantized.round_rows`.
+    `scale` [out]: of a weight in FP8, from `quantized.round_rows`. `out`, contiguous: where the result goes.
     """
+    if out is not None:
+        return matmul_into(out, x, weight, bias, scale)
     if scale is not None:
         return matmul_fp8(x, weight, scale, bias)
     if weight.is_mkldnn:
@@ -43,3 +51,12 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, scale: Tensor 
     if kernels is not None and (len(weight) <= kernels.MOST_ROWS or weight.shape[1] <= kernels.WIDE):
         return kernels.gemv(x, weight, bias)  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
+
+
+def matmul_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """As `matmul`; returns `out`."""
+    if scale is not None or weight.is_mkldnn:
+        return out.copy_(matmul(x, weight, bias, scale))
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)

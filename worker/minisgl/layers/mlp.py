@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisgl.distributed import Communicator
+from minisgl.distributed import Communicator, Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.linear import ColumnLinear, RowLinear
 from minisgl.layers.weights import Piece, split
@@ -37,6 +37,10 @@ class GatedMLP(nn.Module):
         if kernels is not None and 0 < len(x) <= kernels.MOST_TOKENS and kernels.suits(weight):
             return self.down.in_parts(kernels.gate_up(x, weight))
         return self.down.in_parts(silu_and_mul(self.gate_up(x)))
+
+    def divided(self, division: Division) -> Tensor:
+        """The same for rows that ranks divide: summands of this rank's own."""
+        return self.down.scattered(silu_and_mul(self.gate_up.gathered(division)), division)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield from self.gate_up.pieces(f"{name}.gate_proj", f"{name}.up_proj")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisgl.distributed import Communicator
+from minisgl.distributed import Communicator, Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.mlp import silu_and_mul
@@ -59,6 +59,15 @@ class MoE(nn.Module):
         return kernels.mixture(  # type: ignore[no-any-return]
             x, self.router, self.gate_up, self.down, choices, normalize
         )
+
+    def divided(self, division: Division) -> Tensor:
+        """The same for rows that ranks divide: summands of this rank's own."""
+        x, arrivals = division.normalized, division.arrivals()
+        own = self(x[next(arrivals)])
+        for (rank, _), rows in zip(division.others, arrivals, strict=True):
+            division.summand(rank).copy_(self(x[rows]))
+            division.send(rank)
+        return own  # type: ignore[no-any-return]
 
     def mixture(self, x: Tensor) -> Tensor:
         """The same, expert by expert: the host counts."""

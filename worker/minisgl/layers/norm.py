@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisgl.distributed import Communicator
+from minisgl.distributed import Communicator, Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.weights import Piece, parameter
 
@@ -41,6 +41,10 @@ class RMSNorm(nn.Module):
             return kernels.add_rms_norm(x, residual, self.weight, self.eps)  # type: ignore[no-any-return]
         residual += x
         return self(residual)  # type: ignore[no-any-return]
+
+    def add_divided(self, x: Tensor, residual: Tensor, division: Division) -> None:
+        """The same of the rows that are this rank's: x and `residual`. The result is `division.normalized`."""
+        division.add_rms_norm(x, residual, self.weight, self.eps)
 
     def pieces(self, name: str) -> Iterator[Piece]:
         yield Piece(f"{name}.weight", tuple(self.weight.shape), (), self.weight)

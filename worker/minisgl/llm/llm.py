@@ -141,6 +141,7 @@ class LLM:
             memory_ratio=memory_ratio,
             max_running_requests=max_running_requests,
             max_seq_len=max_seq_len,
+            max_step_tokens=prefill_budget,
             cuda_graph_max_batch=cuda_graph_max_batch,
             dummy_weight=dummy_weight,
             pynccl=pynccl,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minisgl.attention.base import Attend
-from minisgl.distributed import Communicator
+from minisgl.distributed import Communicator, Division
 from minisgl.layers.attention import Attention
 from minisgl.layers.embedding import VocabEmbedding, VocabHead
 from minisgl.layers.linear import Linear
@@ -65,6 +65,13 @@ class DecoderLayer(nn.Module):
         x = self.attention(self.attention_norm.add(x, residual, self.comm), rotation, attend)
         return self.mlp(self.mlp_norm.add(x, residual, self.comm))  # type: ignore[no-any-return]
 
+    def divided(self, x: Tensor, residual: Tensor, rotation: Tensor, attend: Attend, division: Division) -> Tensor:
+        """As `forward` for many tokens, whose rows ranks divide: x and `residual` are of this rank's own."""
+        self.attention_norm.add_divided(x, residual, division)
+        x = self.attention.divided(division, rotation, attend)
+        self.mlp_norm.add_divided(x, residual, division)
+        return self.mlp.divided(division)
+
     def few_tokens(
         self, x: Tensor | Weighted, stream: Tensor, rotation: Tensor, attend: Attend, following: RMSNorm | None
     ) -> Tensor | Weighted:
@@ -116,10 +123,27 @@ class Transformer(nn.Module):
             for each, following in zip(layers, norms, strict=True):
                 begun = each.few_tokens(begun, x, rotation, attention, following)
             return self.norm(x)  # type: ignore[no-any-return]
+        division = self.comm.divide(len(x))
+        if division is not None:
+            return self._divided(x, rotation, attention, division)
         residual = torch.zeros_like(x)
         for layer in self.layers:
             x = layer(x, residual, rotation, attention)
         return self.norm.add(x, residual, self.comm)
+
+    def _divided(self, x: Tensor, rotation: Tensor, attend: Attend, division: Division) -> Tensor:
+        """x [T, hidden], this rank's summands -> what `forward` returns, until the next step that is divided."""
+        for rank, rows in division.others:
+            division.summand(rank).copy_(x[rows])
+            division.send(rank)
+        x = x[division.own]
+        residual = torch.zeros_like(x)
+        for layer in cast("list[DecoderLayer]", list(self.layers)):
+            x = layer.divided(x, residual, rotation, attend, division)
+        self.norm.add_divided(x, residual, division)
+        for _ in division.arrivals():
+            pass
+        return division.normalized
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, hidden], of the tokens whose successors are wanted -> [S, vocab], the same on every rank."""

@@ -106,6 +106,7 @@ def parse_arguments(arguments: Sequence[str], environ: Mapping[str, str]) -> Opt
             memory_ratio=ENGINE.memory_ratio if given.memory_ratio is None else given.memory_ratio,
             max_running_requests=given.max_running_requests,
             max_seq_len=given.max_seq_len,
+            max_step_tokens=given.max_prefill_length,
             cuda_graph_max_batch=given.cuda_graph_max_batch,
             dummy_weight=given.dummy_weight,
             pynccl=not given.disable_pynccl,
