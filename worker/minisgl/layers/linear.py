@@ -12,6 +12,7 @@ from minisgl.distributed import Division
 from minisgl.kernel import kernels_for
 from minisgl.layers.matmul import matmul, pack
 from minisgl.layers.norm import RMSNorm
+from minisgl.layers.products import Products
 from minisgl.layers.quantized import FP8, MULTIPLE
 from minisgl.layers.weights import Piece, Span, parameter
 from minisgl.utils.errors import UserError
@@ -31,10 +32,20 @@ class Linear(nn.Module):
     counters: Tensor
     """As `minisgl.kernel.linear` needs them."""
 
+    products: Products | None
+    """How to multiply by it, when the choice is not only torch's."""
+
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
         super().__init__()
+        self.products = None
         self.weight, self.bias = weight, bias
         self.register_buffer("scale", None)
+
+    def multiply(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x [T, in] -> [T, out]. `out`: where the result goes."""
+        if self.products is not None and out is None and len(x) > 1:
+            return self.products.linear(x, self.weight)
+        return matmul(x, self.weight, self.bias, self.scale, out)
 
     def few_tokens(self, x: Tensor | Weighted, norm: RMSNorm, *, gated: bool = False) -> Tensor:
         """``self(norm(x))`` of few tokens on one CUDA device, where x may have been begun to be normalized.
@@ -101,7 +112,7 @@ class ColumnLinear(Linear):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """`out`: where the result goes."""
-        return matmul(x, self.weight, self.bias, self.scale, out)
+        return self.multiply(x, out)
 
     def gathered(self, division: Division) -> Tensor:
         """Of what `division` has normalized: [T, out]."""
@@ -131,7 +142,7 @@ class RowLinear(Linear):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """`out`: where the result goes."""
-        return matmul(x, self.weight, None, self.scale, out)
+        return self.multiply(x, out)
 
     def scattered(self, x: Tensor, division: Division) -> Tensor:
         """This rank's summands, of the other ranks' rows sent to them -> those of its own rows."""

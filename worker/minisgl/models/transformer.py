@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,6 +17,7 @@ from minisgl.layers.linear import Linear
 from minisgl.layers.mlp import GatedMLP
 from minisgl.layers.moe import MoE
 from minisgl.layers.norm import RMSNorm
+from minisgl.layers.products import Products
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i, comm, dtype) for i in range(config.num_layers))
         self.norm = RMSNorm(hidden_size, config.rms_norm_eps, dtype=dtype)
         self.head = VocabHead(vocab_size, hidden_size, comm, tied=config.tie_embeddings, dtype=dtype)
+        self.products: Products | None = None
         self.few = 0
         """Tokens up to which `DecoderLayer.few_tokens` runs."""
 
@@ -155,7 +157,10 @@ class Transformer(nn.Module):
 
     @contextmanager
     def shortened(self) -> Iterator[None]:
-        """Within, only the first two layers of each kind run, and the last: they set up what all others need."""
+        """Within, only the first two layers of each kind run, and the last: they set up what all others need.
+
+        Products of a number of tokens that is new are tried in every way.
+        """
         layers, config = self.layers, self.config
         kinds: dict[object, list[int]] = {}
         for i in range(len(layers)):
@@ -163,7 +168,8 @@ class Transformer(nn.Module):
         kept = sorted({i for places in kinds.values() for i in (*places[:2], places[-1])})
         self.layers = nn.ModuleList(layers[i] for i in kept)
         try:
-            yield
+            with self.products.tried() if self.products is not None else nullcontext():
+                yield
         finally:
             self.layers = layers
 
@@ -175,7 +181,14 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear | MoE | VocabHead):
                 module.pack()
-        if self.embedding.weight.is_cuda and self.embedding.comm.size == 1:
+        if not self.embedding.weight.is_cuda:
+            return
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        plain = [linear for linear in linears if linear.scale is None and linear.bias is None]
+        if plain and plain[0].weight.itemsize == 2:
+            self.products = Products([linear.weight for linear in plain])
+            for linear in plain:
+                linear.products = self.products
+        if self.comm.size == 1:
             sparse = any(isinstance(module, MoE) for module in self.modules())
-            linears = [module for module in self.modules() if isinstance(module, Linear)]
             self.few = 1 if sparse else min(linear.most_tokens() for linear in linears)
