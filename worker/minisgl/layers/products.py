@@ -69,8 +69,11 @@ class Products:
         """Its results are the same in every call; another start may find another way faster, by little."""
         weights = list(islice(cycle(self._alike[shape]), CALLS))  # each cold, as in a step
         ways: list[Way] = [F.linear]
-        for plan in self._library.plans(len(x), weights[0]):
-            with suppress(RuntimeError):  # the heuristic may name what the device then refuses
+        plans: list[Any] = []
+        with suppress(RuntimeError):  # it names none for some shapes
+            plans = self._library.plans(len(x), weights[0])
+        for plan in plans:
+            with suppress(RuntimeError):  # and some that the device then refuses
                 self._library.linear(x, weights[0], plan)
                 ways.append(partial(self._library.linear, plan=plan))
         # Turn by turn, as other work of the GPU may slow down some of them.
