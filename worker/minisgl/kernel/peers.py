@@ -203,7 +203,7 @@ def _sum_in_turns(
             spot = (place + part) * size + column
             mine = place_of(arrivals[rank], x)
             total = _sum_of_arrived(values, mine, spot, rows * size, inside, rank, ranks)
-            _add_and_normalize(total, residual, weight, out, row + part, column, inside, size, eps)
+            add_and_normalize(total, residual, weight, out, row + part, column, inside, size, eps)
         row = following
         count += 1
     tl.store(counts + program, count - 1)
@@ -273,7 +273,7 @@ def _sum_in_two(
     for part in tl.static_range(ranks):
         row = group * ranks + part
         inside = mask & (row < tokens)
-        _add_and_normalize(
+        add_and_normalize(
             arrived(place_of(sums[rank], x) + place + part * size, inside),
             residual,
             weight,
@@ -288,7 +288,7 @@ def _sum_in_two(
 
 
 @triton.jit
-def _add_and_normalize(total, residual, weight, out, row, column, mask, size, eps):
+def add_and_normalize(total, residual, weight, out, row, column, mask, size, eps):
     """As `minisgl.kernel.layers.add_rms_norm`, of one row whose summand is `total`."""
     total += tl.load(residual + row * size + column, mask, 0.0).to(tl.float32)
     factors = tl.load(weight + column, mask, 0.0)

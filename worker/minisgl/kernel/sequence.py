@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minisgl.kernel.peers import add_and_normalize
+
 
 def await_flag(flag: Tensor, count: int) -> None:
     """Let what is launched next wait until another GPU has set `flag`, int32 [], to `count`.
@@ -45,7 +47,8 @@ def _add_rms_norm_of_share(
     own, summands, residual, weight, out, size, stride, eps, ranks: tl.constexpr, rank: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    start = tl.program_id(0).to(tl.int64) * size
+    row = tl.program_id(0).to(tl.int64)
+    start = row * size
     columns = tl.arange(0, block)
     mask = columns < size
     total = tl.zeros((block,), tl.float32)
@@ -57,10 +60,4 @@ def _add_rms_norm_of_share(
             place = summands + tl.cast(slot, tl.int64) * stride + start + columns
             total += tl.load(place, mask, 0.0).to(tl.float32)
             slot += 1
-    total += tl.load(residual + start + columns, mask, 0.0).to(tl.float32)
-    rounded = total.to(residual.dtype.element_ty)
-    tl.store(residual + start + columns, rounded, mask)
-    total = rounded.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(total * total) / size + eps)
-    scaled = total * scale * tl.load(weight + columns, mask, 0.0).to(tl.float32)
-    tl.store(out + start + columns, scaled.to(out.dtype.element_ty), mask)
+    add_and_normalize(total, residual, weight, out, row, columns, mask, size, eps)
